@@ -1,0 +1,93 @@
+// Package postgres holds every SQL statement of Kapsel but the migrations: the transactions that accept, claim, record
+// and sequence, each written by hand where one statement carries many rows, and the look-ups in queries/, which sqlc
+// compiles against the schema into package db.
+//
+// A process opens one pool per role (see migrations/00001_roles.sql): Engine for ingest, delivery and sealing, API for
+// management requests, which see one tenant's rows only.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Role is the database role a pool's connections change into.
+type Role string
+
+// The roles of migrations/00001_roles.sql.
+const (
+	Owner  Role = "kapsel_owner"
+	Engine Role = "kapsel_engine"
+	API    Role = "kapsel_api"
+)
+
+// connectTimeout bounds one attempt to connect, so that callers hear of an absent Postgres in time for their own.
+const connectTimeout = 1500 * time.Millisecond
+
+// Open makes a pool whose connections have changed into role. It doesn't connect yet: a process starts, and answers
+// 503, while Postgres is away. maxConns 0 means pgx's default (the larger of 4 and the number of CPUs).
+func Open(url string, role Role, maxConns int32) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	if maxConns > 0 {
+		config.MaxConns = maxConns
+	}
+	config.ConnConfig.ConnectTimeout = connectTimeout
+	config.ConnConfig.RuntimeParams["role"] = string(role)
+	config.ConnConfig.RuntimeParams["application_name"] = string(role)
+	config.ConnConfig.RuntimeParams["timezone"] = "UTC"
+	// A transaction that a stalled process leaves open would hold its row locks; 25 s stays well below the 60 s in which
+	// dedup writes into two days.
+	config.ConnConfig.RuntimeParams["statement_timeout"] = "25000"
+	config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "25000"
+	return pgxpool.NewWithConfig(context.Background(), config)
+}
+
+// InTenant runs f in one transaction that sees the rows of tenant only. The pool must be one of role API.
+func InTenant(ctx context.Context, pool *pgxpool.Pool, tenant uuid.UUID, f func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "select set_config('kapsel.tenant', $1, true)", tenant.String()); err != nil {
+			return fmt.Errorf("set tenant: %w", err)
+		}
+		return f(tx)
+	})
+}
+
+// Unavailable says whether err means that Postgres can't answer now (away, starting, stopping, out of connections or
+// space) rather than that it refused these rows. What was being committed may or may not be there.
+func Unavailable(err error) bool {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		switch pgErr.Code[:2] {
+		case "08", "53", "57", "58": // connection, resources, operator intervention, system error
+			return true
+		}
+		return pgErr.Code == "25006" // read only: a standby, after a failover
+	}
+	var netErr net.Error
+	var connectErr *pgconn.ConnectError
+	return errors.As(err, &connectErr) || errors.As(err, &netErr) || pgconn.Timeout(err) ||
+		errors.Is(err, context.DeadlineExceeded) || pgconn.SafeToRetry(err) || isClosed(err)
+}
+
+// isClosed recognises a connection that went away under a statement: pgx has no error type for it.
+func isClosed(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// badRow says whether Postgres refused a row for what it holds: data exceptions (22) and constraints (23).
+func badRow(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code[:2] == "22" || pgErr.Code[:2] == "23")
+}
