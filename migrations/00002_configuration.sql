@@ -64,7 +64,7 @@ create table destinations (
     endpoint_id     uuid not null,
     url             text not null check (octet_length(url) between 1 and 2048),
     secret_path     boolean not null,
-    timeout_ms      integer not null check (timeout_ms between 100 and 300000),
+    timeout_ms      integer not null check (timeout_ms between 100 and 120000),
     schedule        jsonb not null,
     headers         jsonb not null default '{}',
     max_concurrency integer check (max_concurrency > 0),

@@ -1,0 +1,85 @@
+// Package activities is what workflows call: the side effects. Each method says its timeout, how it is retried and why
+// it may run twice. Arguments and results go into workflow history, so they carry IDs, hashes and small numbers, never
+// a payload, a header, a secret or a URL with credentials.
+package activities
+
+import (
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/kapsel-io/kapsel/webhook"
+)
+
+// Activities are the dependencies of the delivery activities.
+type Activities struct {
+	DB       *pgxpool.Pool // role kapsel_engine
+	Client   *webhook.Client
+	Recorder *Recorder
+	// Alive reports whether this worker's lease still holds; without it nothing may be sent.
+	Alive func() bool
+	// Latencies is told how long each request took.
+	Latencies *Latencies
+	// Interrupt is closed when requests in flight must end, because the worker stops.
+	Interrupt <-chan struct{}
+}
+
+// SendInput names one attempt. Epoch and Attempt are the fence: if the delivery is elsewhere, nothing is sent.
+type SendInput struct {
+	DeliveryID string
+	Epoch      int
+	Attempt    int
+	// Counted: the start of this very send was counted by the claim, and no send can have used that up before.
+	Counted bool
+}
+
+// SendResult is what became of one attempt.
+type SendResult struct {
+	// Moved: nothing was sent, because the delivery isn't (any longer) this carrier's.
+	Moved bool
+	// Held: nothing was sent, because the destination is paused, disabled or removed.
+	Held bool
+	// Progress is where the delivery stands, once the attempt is recorded.
+	Progress *Progress
+	// Unrecorded is the outcome of a request that was sent and could not be recorded in time; RecordAttempt does it.
+	Unrecorded *Outcome
+}
+
+// RecordInput is an outcome that is still to be recorded.
+type RecordInput struct {
+	DeliveryID string
+	Epoch      int
+	Attempt    int
+	Outcome    Outcome
+}
+
+// Progress is where a delivery stands after an attempt was recorded.
+type Progress struct {
+	State string
+	// Delay is the wait until the next attempt of a pending delivery.
+	Delay time.Duration
+	// Moved: the delivery is no longer this carrier's; it was parked, or taken over.
+	Moved bool
+}
+
+// Outcome is what is known of a request that was sent, and what follows from it. Hashes are commitments in hex.
+type Outcome struct {
+	AttemptedAt       time.Time
+	Duration          time.Duration
+	EndpointURL       string // as in the leaf: without user info, query and secret paths
+	URLHash           string
+	HeadersHash       string
+	ResponseStatus    int
+	ResponseHash      string
+	ResponseSize      int64
+	ResponseTruncated bool
+	Error             string
+
+	Outcome            string // of the attempt
+	State              string // of the delivery after it
+	Reason             string // why it is dead
+	Delay              time.Duration
+	Park               bool
+	Grace              time.Duration // how long after Delay a carrier may be silent
+	DisableDestination bool
+}

@@ -1,0 +1,224 @@
+package activities
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.temporal.io/sdk/temporal"
+
+	"github.com/kapsel-io/kapsel/delivery"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
+)
+
+// Recording asks for the outcome of one attempt to be recorded.
+type Recording struct {
+	Delivery uuid.UUID
+	Epoch    int
+	Attempt  int
+	Outcome  Outcome
+	Response Response
+	// LookOnly: record nothing, only say where the delivery stands.
+	LookOnly bool
+}
+
+// Response is what the receiver answered. It goes into Postgres, never through a workflow.
+type Response struct {
+	Headers []byte // as webhook.EncodeHeaders writes them
+	Body    []byte
+}
+
+// Recorder records attempts: many callers share one transaction (invariant 4).
+type Recorder struct {
+	group *postgres.Group[Recording, recorded]
+	// onRecord is told of each delivery whose attempt was recorded.
+	onRecord func(delivery uuid.UUID)
+}
+
+// RecorderConfig says where to record and whom to tell.
+type RecorderConfig struct {
+	DB *pgxpool.Pool // role kapsel_engine
+	// OnRecord is told of each delivery whose attempt was recorded, after the commit.
+	OnRecord func(delivery uuid.UUID)
+	// OnLeaves is told after each commit that queued leaves.
+	OnLeaves func()
+	// Observe is told of each commit: rows, time and outcome.
+	Observe func(rows int, took time.Duration, err error)
+}
+
+// recorded is the answer to a Recording.
+type recorded struct {
+	progress Progress
+	err      error // of this recording alone
+}
+
+// NewRecorder returns a recorder; Close it.
+func NewRecorder(config RecorderConfig) *Recorder {
+	group := postgres.NewGroup(postgres.GroupConfig[Recording, recorded]{
+		Commit: func(ctx context.Context, rows []Recording) ([]recorded, error) {
+			results, err := commitRecordings(ctx, config.DB, rows)
+			if err == nil && config.OnLeaves != nil {
+				config.OnLeaves()
+			}
+			return results, err
+		},
+		Size:    func(r Recording) int { return 2048 + len(r.Response.Headers) + len(r.Response.Body) },
+		Observe: config.Observe,
+	})
+	return &Recorder{group: group, onRecord: config.OnRecord}
+}
+
+// Close records what waits.
+func (r *Recorder) Close() { r.group.Close() }
+
+// Record returns after the commit that holds the recording, with where the delivery stands then. Recorded twice, the
+// second time changes nothing and answers from what is there.
+func (r *Recorder) Record(ctx context.Context, recording Recording) (Progress, error) {
+	result, err := r.group.Do(ctx, recording)
+	if err != nil {
+		return Progress{}, err
+	}
+	if result.err != nil {
+		return Progress{}, result.err
+	}
+	if r.onRecord != nil {
+		r.onRecord(recording.Delivery)
+	}
+	return result.progress, nil
+}
+
+// RecordAttempt records the outcome of a request that its sender couldn't record. The response itself is lost with the
+// sender; its hash, size and status aren't.
+// Timeout 30 s, retried without end. It may run twice: the attempt's ID is derived, and the fence lets one through.
+func (a *Activities) RecordAttempt(ctx context.Context, in RecordInput) (Progress, error) {
+	deliveryID, err := id.Delivery.Parse(in.DeliveryID)
+	if err != nil {
+		return Progress{}, temporal.NewNonRetryableApplicationError("delivery ID", "Input", err)
+	}
+	return a.Recorder.Record(ctx, Recording{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt, Outcome: in.Outcome})
+}
+
+// commitRecordings is one transaction over the deliveries of rows.
+func commitRecordings(ctx context.Context, db *pgxpool.Pool, rows []Recording) ([]recorded, error) {
+	ids := make([]uuid.UUID, 0, len(rows))
+	for _, r := range rows {
+		ids = append(ids, r.Delivery)
+	}
+	results := make([]recorded, len(rows))
+	err := postgres.Record(ctx, db, ids, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
+		var changes []postgres.Change
+		for i, r := range rows {
+			d := locked[r.Delivery]
+			switch {
+			case d == nil:
+				results[i] = recorded{err: fmt.Errorf("delivery %s does not exist", id.Delivery.Format(r.Delivery))}
+			case r.LookOnly || !r.fits(d):
+				results[i] = recorded{progress: r.standing(d)}
+			default:
+				change, err := r.apply(d)
+				if err != nil {
+					results[i] = recorded{err: err}
+					continue
+				}
+				changes = append(changes, change)
+				results[i] = recorded{progress: Progress{State: d.State, Delay: change.Delay, Moved: change.Park}}
+			}
+		}
+		return changes, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("record %d attempts: %w", len(rows), err)
+	}
+	return results, nil
+}
+
+// fits is the fence: the delivery waits for exactly this attempt, by this carrier.
+func (r *Recording) fits(d *postgres.Delivery) bool {
+	return d.State == string(delivery.Pending) && d.Epoch == r.Epoch && d.NextAttempt == r.Attempt
+}
+
+// standing says where a delivery is for a carrier whose attempt doesn't fit (any more): either the attempt was
+// recorded before and the carrier goes on, or the delivery is somebody else's.
+func (r *Recording) standing(d *postgres.Delivery) Progress {
+	recordedBefore := d.Epoch == r.Epoch && d.NextAttempt == r.Attempt+1
+	return Progress{State: d.State, Delay: d.DueIn, Moved: !recordedBefore}
+}
+
+// apply makes the attempt's leaf, the terminal leaf if the delivery is over, and moves d to where it stands then.
+func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
+	before := *d
+	attempt, err := r.attempt(d)
+	if err != nil {
+		*d = before
+		return postgres.Change{}, err
+	}
+	change := postgres.Change{Delivery: d, Attempts: []postgres.Attempt{attempt}, Grace: r.Outcome.Grace}
+	d.State = r.Outcome.State
+	switch delivery.State(d.State) {
+	case delivery.Delivered:
+	case delivery.Pending:
+		change.Delay, change.Park = r.Outcome.Delay, r.Outcome.Park
+		d.DueIn = change.Delay
+		if change.Park {
+			d.Epoch++
+		}
+	case delivery.Dead:
+		end, err := decisionAttempt(d, delivery.KindDead, r.Outcome.Reason, r.Outcome.EndpointURL)
+		if err != nil {
+			*d = before
+			return postgres.Change{}, err
+		}
+		change.Attempts = append(change.Attempts, end)
+	default:
+		*d = before
+		return postgres.Change{}, fmt.Errorf("outcome leads to state %q", r.Outcome.State)
+	}
+	if r.Outcome.DisableDestination {
+		change.DisableReason = r.Outcome.Reason
+	}
+	return change, nil
+}
+
+// attempt makes the row and the leaf of the HTTP request, and moves d past it.
+func (r *Recording) attempt(d *postgres.Delivery) (postgres.Attempt, error) {
+	o := r.Outcome
+	attempt := postgres.Attempt{
+		ID:                id.AttemptOf(d.ID, r.Attempt),
+		Number:            r.Attempt,
+		Epoch:             r.Epoch,
+		Kind:              string(delivery.KindAttempt),
+		Outcome:           o.Outcome,
+		Error:             o.Error,
+		AttemptedAt:       o.AttemptedAt,
+		Duration:          o.Duration,
+		EndpointURL:       o.EndpointURL,
+		ResponseStatus:    o.ResponseStatus,
+		ResponseSize:      o.ResponseSize,
+		ResponseTruncated: o.ResponseTruncated,
+		ResponseHeaders:   r.Response.Headers,
+		ResponseBody:      r.Response.Body,
+	}
+	// The start of this send was counted; what else is counted was lost.
+	lost := max(d.LostStarts-1, 0)
+	err := addLeaf(d, &attempt, r.Attempt, lost, hashes{o.URLHash, o.HeadersHash, o.ResponseHash})
+	d.LostStarts, d.NextAttempt = 0, r.Attempt+1
+	return attempt, err
+}
+
+// decisionAttempt makes the row and the leaf of the decision to send no more.
+func decisionAttempt(d *postgres.Delivery, kind delivery.Kind, reason, endpointURL string) (postgres.Attempt, error) {
+	attempt := postgres.Attempt{
+		ID:          id.AttemptOf(d.ID, id.Decision),
+		Number:      id.Decision,
+		Epoch:       d.Epoch,
+		Kind:        string(kind),
+		Outcome:     reason,
+		AttemptedAt: time.Now(),
+		EndpointURL: endpointURL,
+	}
+	err := addLeaf(d, &attempt, d.NextAttempt-1, d.LostStarts, hashes{})
+	return attempt, err
+}

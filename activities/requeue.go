@@ -1,0 +1,28 @@
+package activities
+
+import (
+	"context"
+	"time"
+
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
+)
+
+// RequeueInput names a delivery that its carrier can't go on with now.
+type RequeueInput struct {
+	DeliveryID string
+	Epoch      int
+	Attempt    int
+	Delay      time.Duration
+}
+
+// Requeue hands a delivery back to the queue under the next epoch; no attempt is used up.
+// Timeout 30 s, retried without end. It may run twice: the second time the epoch has moved on and nothing happens.
+func (a *Activities) Requeue(ctx context.Context, in RequeueInput) error {
+	delivery, err := id.Delivery.Parse(in.DeliveryID)
+	if err != nil {
+		return err
+	}
+	_, err = postgres.Requeue(ctx, a.DB, delivery, in.Epoch, in.Attempt, in.Delay)
+	return err
+}

@@ -1,0 +1,283 @@
+package activities
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/temporal"
+	"go.uber.org/zap"
+
+	"github.com/kapsel-io/kapsel/attestation"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/verify"
+)
+
+const (
+	// sequenceLimit is how many leaves one sequencing transaction takes.
+	sequenceLimit = 2000
+	// sealTick is how often the loop looks for work by itself.
+	sealTick = time.Second
+	// fullScanEvery is how often the queue is read from its beginning: leaves may become visible out of order.
+	fullScanEvery = time.Minute
+)
+
+// SealInput names a log, and how long to work on it.
+type SealInput struct {
+	LogID string
+	For   time.Duration
+}
+
+// SealingConfig says with what to seal.
+type SealingConfig struct {
+	DB *pgxpool.Pool // role kapsel_engine
+	// KeyDir holds <log>.seed, HighWaterDir <log>.highwater.
+	KeyDir, HighWaterDir string
+	Log                  *zap.Logger
+}
+
+// Sealing grows logs and signs their heads.
+type Sealing struct {
+	config SealingConfig
+
+	mu   sync.Mutex
+	wake chan struct{} // closed and replaced to wake the loops of all logs
+}
+
+// NewSealing returns what seals by config.
+func NewSealing(config SealingConfig) *Sealing {
+	return &Sealing{config: config, wake: make(chan struct{})}
+}
+
+// Poke tells the loops of this process that leaves were queued.
+func (s *Sealing) Poke() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.wake)
+	s.wake = make(chan struct{})
+}
+
+func (s *Sealing) poked() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wake
+}
+
+// sealer grows one log.
+type sealer struct {
+	db        *pgxpool.Pool
+	log       uuid.UUID
+	key       [32]byte // SHA-256 of the public key
+	signer    *attestation.Signer
+	highWater *attestation.HighWater
+	logger    *zap.Logger
+	last      int64     // ID of the last leaf taken
+	scanned   time.Time // when the queue was last read from its beginning
+}
+
+// SealLog grows a log until its time is over: it sequences what is queued, signs heads by the cadence, and waits for
+// more. Timeout: In.For and a minute; heartbeat timeout 10 s. Retried without end, slower and slower, because what
+// stops it needs a person: a root that doesn't fit its tiles, a head below the high-water record, a key that isn't the
+// log's. It may run twice at once, since each step is a transaction under the log's lock.
+func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
+	log, err := id.Log.Parse(in.LogID)
+	if err != nil {
+		return temporal.NewNonRetryableApplicationError("log ID", "Input", err)
+	}
+	one, err := s.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	end := time.NewTimer(in.For)
+	defer end.Stop()
+	tick := time.NewTicker(sealTick)
+	defer tick.Stop()
+	for {
+		activity.RecordHeartbeat(ctx)
+		poked := s.poked() // before the work: what is queued during it wakes the loop again
+		if err := one.seal(ctx, false); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-activity.GetWorkerStopChannel(ctx):
+			return nil
+		case <-end.C:
+			return nil
+		case <-poked:
+		case <-tick.C:
+		}
+	}
+}
+
+// SealNow sequences all that is queued for a log and signs its head, whatever the cadence says.
+func (s *Sealing) SealNow(ctx context.Context, log uuid.UUID) error {
+	one, err := s.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	return one.seal(ctx, true)
+}
+
+// open loads a log's key and makes sure that it is the log's.
+func (s *Sealing) open(ctx context.Context, log uuid.UUID) (*sealer, error) {
+	row, err := db.New(s.config.DB).LogByID(ctx, log)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, fmt.Errorf("open log %s: %w", id.Log.Format(log), postgres.ErrNoLog)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open log %s: %w", id.Log.Format(log), err)
+	}
+	name := id.Log.Format(log)
+	signer, err := attestation.LoadSigner(filepath.Join(s.config.KeyDir, name+".seed"), row.Origin)
+	if err != nil {
+		return nil, fmt.Errorf("open log %s: %w", name, err)
+	}
+	if !bytes.Equal(signer.PublicKey(), row.PublicKey) {
+		return nil, fmt.Errorf("open log %s: the key in %s isn't the log's", name, s.config.KeyDir)
+	}
+	return &sealer{
+		db:        s.config.DB,
+		log:       log,
+		key:       sha256.Sum256(row.PublicKey),
+		signer:    signer,
+		highWater: attestation.NewHighWater(filepath.Join(s.config.HighWaterDir, name+".highwater"), row.Origin),
+		logger:    s.config.Log.With(zap.String("log_id", name)),
+	}, nil
+}
+
+// seal sequences until the queue is empty, and publishes if a head is due.
+func (s *sealer) seal(ctx context.Context, force bool) error {
+	if force || time.Since(s.scanned) > fullScanEvery {
+		s.last, s.scanned = 0, time.Now()
+	}
+	for {
+		done, err := postgres.Sequence(ctx, s.db, s.log, s.last, sequenceLimit, s.grow)
+		if err != nil {
+			return err
+		}
+		s.last = done.LastID
+		if done.Rejected > 0 {
+			s.logger.Error("leaves set aside in attestation_dead_letters", zap.Int("leaves", done.Rejected))
+		}
+		if err := s.publish(ctx, force && done.Taken < sequenceLimit); err != nil {
+			return err
+		}
+		if done.Taken < sequenceLimit {
+			return nil
+		}
+		if activity.IsActivity(ctx) {
+			activity.RecordHeartbeat(ctx)
+		}
+	}
+}
+
+// grow checks every leaf before any gets an index, and appends those that are right.
+func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growth, error) {
+	tree, err := openTree(ctx, batch)
+	if err != nil {
+		return postgres.Growth{}, err
+	}
+	growth := postgres.Growth{TreeSize: batch.TreeSize, RootHash: batch.RootHash}
+	var leafHashes [][]byte
+	for _, leaf := range batch.Leaves {
+		if reason := s.reject(leaf); reason != "" {
+			growth.Rejected = append(growth.Rejected, postgres.RejectedLeaf{QueuedLeaf: leaf, Reason: reason})
+			continue
+		}
+		growth.Accepted = append(growth.Accepted, leaf)
+		leafHashes = append(leafHashes, leaf.Hash)
+	}
+	if len(leafHashes) == 0 {
+		return growth, nil
+	}
+	grown, err := tree.Append(leafHashes)
+	if err != nil {
+		return postgres.Growth{}, fmt.Errorf("append leaves: %w", err)
+	}
+	growth.TreeSize, growth.RootHash = grown.Size, grown.Root
+	for _, t := range grown.Tiles {
+		growth.Tiles = append(growth.Tiles, postgres.Tile{TileID: postgres.TileID(t.ID()), Hashes: t.Hashes})
+	}
+	return growth, nil
+}
+
+// openTree restores the tree from its edge tiles, which must lead to the root that is stored with its size.
+func openTree(ctx context.Context, batch postgres.Batch) (*attestation.Tree, error) {
+	edge := attestation.EdgeTiles(batch.TreeSize)
+	ids := make([]postgres.TileID, len(edge))
+	for i, t := range edge {
+		ids[i] = postgres.TileID(t)
+	}
+	stored, err := batch.Tiles(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	tiles := make(map[attestation.TileID][]byte, len(stored))
+	for t, h := range stored {
+		tiles[attestation.TileID(t)] = h
+	}
+	tree, err := attestation.OpenTree(batch.TreeSize, batch.RootHash, tiles)
+	if err != nil {
+		return nil, fmt.Errorf("open tree of size %d: %w", batch.TreeSize, err)
+	}
+	return tree, nil
+}
+
+// reject says why a leaf must not get an index; empty if it may. Its bytes must hash to what was recorded, and be a
+// leaf of this attempt and this log.
+func (s *sealer) reject(queued postgres.QueuedLeaf) string {
+	if !bytes.Equal(verify.LeafHash(queued.Bytes), queued.Hash) {
+		return "hash doesn't fit the bytes"
+	}
+	leaf, err := verify.ParseLeaf(queued.Bytes)
+	switch {
+	case err != nil:
+		return err.Error()
+	case leaf.AttemptID != id.Attempt.Format(queued.AttemptID):
+		return "leaf is of another attempt"
+	case leaf.TenantID != id.Tenant.Format(queued.TenantID):
+		return "leaf is of another tenant"
+	case leaf.Origin != s.signer.Origin():
+		return "leaf is of another log"
+	}
+	return ""
+}
+
+// publish signs the head that is due, if one is. The order matters: the unsigned head is committed (a crash here: it is
+// signed by the next call, with the same bytes), then the high-water record is advanced (a crash here: the same head is
+// accepted again), then it is signed twice, and both signatures become visible in one update.
+func (s *sealer) publish(ctx context.Context, force bool) error {
+	head, err := postgres.NextHead(ctx, s.db, s.log, s.key, postgres.DefaultCadence, force)
+	if err != nil || head == nil {
+		return err
+	}
+	if err := s.highWater.Advance(ctx, attestation.Head(*head)); err != nil {
+		return err
+	}
+	sth, err := s.signer.SignTreeHead(attestation.Head(*head))
+	if err != nil {
+		return fmt.Errorf("sign tree head: %w", err)
+	}
+	checkpoint, err := s.signer.SignCheckpoint(sth)
+	if err != nil {
+		return fmt.Errorf("sign checkpoint: %w", err)
+	}
+	if _, err := postgres.StoreSignatures(ctx, s.db, s.log, *head, sth.Signature, checkpoint); err != nil {
+		return err
+	}
+	s.logger.Info("head published", zap.Uint64("tree_size", head.TreeSize))
+	return nil
+}

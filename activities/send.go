@@ -1,0 +1,219 @@
+package activities
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/temporal"
+
+	"github.com/kapsel-io/kapsel/attestation"
+	"github.com/kapsel-io/kapsel/delivery"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/webhook"
+)
+
+const (
+	// recordFor is how long the sender tries to record before it leaves that to RecordAttempt.
+	recordFor = 5 * time.Second
+	// heartbeatEvery is well below the heartbeat timeout of 8 s.
+	heartbeatEvery = 2 * time.Second
+	// silence is how long beyond its due time, its timeout and this a carrier may be silent: see the sweeper.
+	silence = 5 * time.Minute
+	// notSent marks errors of attempts that ended before any request was made.
+	notSent = "NotSent"
+)
+
+// NotSent reports whether an error of SendAttempt says that no request was made.
+func NotSent(err error) bool {
+	var application *temporal.ApplicationError
+	return errors.As(err, &application) && application.Type() == notSent
+}
+
+// SendAttempt makes one HTTP request and records what became of it, with everything that follows, in one transaction.
+//
+// Timeout: the destination's, at most 2 min, and time to record. Retried without end, but an error is returned only if
+// nothing was sent; from then on the outcome is the result, recorded or not. It may run twice: the fence (epoch and
+// attempt) lets nothing be sent for a delivery that has moved on, and a request that is repeated after a crash has the
+// same attempt number and webhook-id, and is counted in lost_starts.
+func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult, error) {
+	deliveryID, err := id.Delivery.Parse(in.DeliveryID)
+	if err != nil {
+		return SendResult{}, temporal.NewNonRetryableApplicationError("delivery ID", "Input", err)
+	}
+	if !a.Alive() {
+		return SendResult{}, temporal.NewApplicationError("this worker's lease has lapsed", notSent)
+	}
+	counted := in.Counted && activity.GetInfo(ctx).Attempt <= 1
+	out, err := postgres.StartAttempt(ctx, a.DB, deliveryID, in.Epoch, in.Attempt, counted)
+	switch {
+	case errors.Is(err, postgres.ErrMoved):
+		return a.alreadyRecorded(ctx, deliveryID, in)
+	case errors.Is(err, postgres.ErrHeld):
+		return SendResult{Held: true}, nil
+	case err != nil:
+		return SendResult{}, temporal.NewApplicationErrorWithCause("start attempt", notSent, err)
+	}
+	outcome, response, err := a.request(ctx, deliveryID, in, out)
+	if err != nil {
+		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)
+	}
+	// The request was sent: from here on its outcome must not be lost, even if the worker is being stopped.
+	recordCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
+	defer cancel()
+	recording := Recording{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt, Outcome: outcome, Response: response}
+	progress, err := a.Recorder.Record(recordCtx, recording)
+	if err != nil {
+		activity.GetLogger(ctx).Warn("attempt not recorded yet", "delivery_id", in.DeliveryID, "error", err)
+		return SendResult{Unrecorded: &outcome}, nil
+	}
+	return SendResult{Progress: &progress}, nil
+}
+
+// alreadyRecorded answers for a delivery that isn't where the carrier thinks: perhaps because this very attempt was
+// recorded by a run of which Temporal never heard.
+func (a *Activities) alreadyRecorded(ctx context.Context, deliveryID uuid.UUID, in SendInput) (SendResult, error) {
+	progress, err := a.Recorder.Record(ctx, Recording{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt, LookOnly: true})
+	if err != nil {
+		return SendResult{}, temporal.NewApplicationErrorWithCause("look up attempt", notSent, err)
+	}
+	if progress.Moved {
+		return SendResult{Moved: true}, nil
+	}
+	return SendResult{Progress: &progress}, nil
+}
+
+// request sends the attempt and says what follows from its answer.
+func (a *Activities) request(ctx context.Context, deliveryID uuid.UUID, in SendInput, out *postgres.Outgoing) (Outcome, Response, error) {
+	schedule, extra, err := settings(out)
+	if err != nil {
+		return Outcome{}, Response{}, err
+	}
+	headers, err := outgoingHeaders(deliveryID, in, out, extra)
+	if err != nil {
+		return Outcome{}, Response{}, err
+	}
+	endpointURL, err := attestation.EndpointURL(out.URL, out.SecretPath)
+	if err != nil {
+		return Outcome{}, Response{}, err
+	}
+	sendCtx, cancel := a.interruptible(ctx)
+	defer cancel()
+	stop := heartbeat(ctx)
+	result := a.Client.Send(sendCtx, webhook.Request{URL: out.URL, Header: headers, Body: out.Body, Timeout: out.Timeout})
+	stop()
+	a.Latencies.Add(out.DestinationID, result.Duration)
+
+	decision := delivery.Decide(delivery.Attempted{
+		Attempt:    in.Attempt,
+		Status:     result.Status,
+		Class:      delivery.ErrorClass(result.Err),
+		RetryAfter: result.Header.Get("Retry-After"),
+		Now:        time.Now(),
+		Jitter:     rand.Float64(),
+		Schedule:   schedule,
+	})
+	secret := attestation.AttemptSecret(out.Secret, deliveryID, in.Attempt)
+	outcome := Outcome{
+		AttemptedAt:        result.Started,
+		Duration:           result.Duration,
+		EndpointURL:        endpointURL,
+		URLHash:            commit(verify.LabelURL, secret, []byte(out.URL)),
+		HeadersHash:        commit(verify.LabelHeaders, secret, attestation.CanonicalHeaders(headers, slices.Collect(maps.Keys(extra))...)),
+		ResponseStatus:     result.Status,
+		Error:              string(result.Err),
+		Outcome:            string(decision.Outcome),
+		State:              string(decision.State),
+		Reason:             string(decision.Reason),
+		Delay:              decision.Delay,
+		Park:               decision.Park,
+		Grace:              out.Timeout + silence,
+		DisableDestination: decision.DisableDestination,
+	}
+	var response Response
+	if result.Status != 0 {
+		outcome.ResponseHash = commit(verify.LabelResponse, secret, result.Body)
+		outcome.ResponseSize = int64(len(result.Body))
+		outcome.ResponseTruncated = result.Truncated || result.Err != webhook.NoError
+		response = Response{Headers: webhook.EncodeHeaders(result.Header), Body: result.Body}
+	}
+	return outcome, response, nil
+}
+
+// interruptible returns a context that also ends when the worker has no more time for requests in flight.
+func (a *Activities) interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-a.Interrupt:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// settings reads the destination's schedule and its configured headers.
+func settings(out *postgres.Outgoing) (schedule delivery.Schedule, extra http.Header, err error) {
+	if err := json.Unmarshal(out.Schedule, &schedule); err != nil {
+		return schedule, nil, fmt.Errorf("read schedule: %w", err)
+	}
+	if err := json.Unmarshal(out.ExtraHeaders, &extra); err != nil {
+		return schedule, nil, fmt.Errorf("read configured headers: %w", err)
+	}
+	return schedule, extra, nil
+}
+
+func outgoingHeaders(deliveryID uuid.UUID, in SendInput, out *postgres.Outgoing, extra http.Header) (http.Header, error) {
+	original, err := webhook.DecodeHeaders(out.Headers)
+	if err != nil {
+		return nil, fmt.Errorf("read headers of event: %w", err)
+	}
+	return webhook.OutgoingHeaders(original, extra, webhook.Outgoing{
+		EventID:    id.Event.Format(out.EventID),
+		DeliveryID: id.Delivery.Format(deliveryID),
+		Attempt:    in.Attempt,
+		AcceptedAt: out.AcceptedAt,
+		SentAt:     time.Now(),
+		Body:       out.Body,
+		Secrets:    out.SigningKeys,
+	}), nil
+}
+
+// commit is the commitment to x with the attempt's own salt for label, in hex.
+func commit(label string, secret, x []byte) string {
+	return attestation.Commit(label, verify.DeriveSalt(secret, label), x)
+}
+
+// heartbeat tells Temporal that the request is under way, until stop is called. Local activities have no heartbeat.
+func heartbeat(ctx context.Context) (stop func()) {
+	if activity.GetInfo(ctx).IsLocalActivity {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		ticker := time.NewTicker(heartbeatEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				activity.RecordHeartbeat(ctx)
+			}
+		}
+	}()
+	return func() { close(done) }
+}

@@ -1,0 +1,67 @@
+// Package admin is what an operator does by hand and rarely: making a log, a tenant, an API key. It works as the role
+// kapsel_owner.
+package admin
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres/db"
+)
+
+// CreateTenant makes a tenant whose deliveries are recorded in log; uuid.Nil means the only log there is.
+func CreateTenant(ctx context.Context, owner *pgxpool.Pool, name string, log uuid.UUID) (uuid.UUID, error) {
+	if name == "" || len(name) > 200 {
+		return uuid.Nil, errors.New("a tenant's name has 1 to 200 characters")
+	}
+	tenant := id.New()
+	err := pgx.BeginFunc(ctx, owner, func(tx pgx.Tx) error {
+		q := db.New(tx)
+		if log == uuid.Nil {
+			logs, err := q.ListOpenLogs(ctx)
+			if err != nil {
+				return err
+			}
+			if len(logs) != 1 {
+				return fmt.Errorf("there are %d logs; name the tenant's", len(logs))
+			}
+			log = logs[0].ID
+		}
+		return q.InsertTenant(ctx, tenant, name, log)
+	})
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("create tenant: %w", err)
+	}
+	return tenant, nil
+}
+
+// APIKey is a new key. Key is shown once; only its hash is kept.
+type APIKey struct {
+	ID  uuid.UUID
+	Key string // "kapsel_" and 256 random bits in base64url
+}
+
+// CreateAPIKey makes a key for a tenant. expires nil: it doesn't.
+func CreateAPIKey(ctx context.Context, owner *pgxpool.Pool, tenant uuid.UUID, name string, expires *time.Time) (APIKey, error) {
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	key := APIKey{ID: id.New(), Key: "kapsel_" + base64.RawURLEncoding.EncodeToString(secret)}
+	hash := sha256.Sum256([]byte(key.Key))
+	err := db.New(owner).InsertAPIKey(ctx, db.InsertAPIKeyParams{
+		ID: key.ID, TenantID: tenant, Name: name, KeyHash: hash[:], ExpiresAt: expires,
+	})
+	if err != nil {
+		return APIKey{}, fmt.Errorf("create API key: %w", err)
+	}
+	return key, nil
+}

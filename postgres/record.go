@@ -1,0 +1,241 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Delivery is a delivery's row, locked by the recording transaction, with what its leaves need of the event.
+type Delivery struct {
+	ID            uuid.UUID
+	EventID       uuid.UUID
+	TenantID      uuid.UUID
+	EndpointID    uuid.UUID
+	DestinationID uuid.UUID
+	LogID         uuid.UUID
+	Origin        string // of the log
+	State         string
+	Epoch         int
+	NextAttempt   int
+	LostStarts    int
+	Leaves        int
+	LastLeafHash  []byte // nil before the first leaf
+	DueIn         time.Duration
+	PayloadSize   int
+	PayloadHash   []byte
+	Salt          []byte // of the payload
+	Secret        []byte // of the event
+}
+
+// Attempt is a row of attempts: an HTTP request and its outcome, or (Number 0) the decision to send no more.
+type Attempt struct {
+	ID                uuid.UUID
+	Number            int
+	Epoch             int
+	Kind              string
+	Outcome           string
+	Error             string
+	AttemptedAt       time.Time
+	Duration          time.Duration
+	EndpointURL       string
+	ResponseStatus    int
+	ResponseSize      int64
+	ResponseTruncated bool
+	ResponseHeaders   []byte
+	ResponseBody      []byte
+	LeafHash          []byte
+	Leaf              []byte
+	Secrets           []byte // payload salt, then the attempt's secret
+}
+
+// Change is what one recording does to a delivery: its new attempts and their leaves, and where it stands after them.
+type Change struct {
+	Delivery *Delivery // with State, Epoch, NextAttempt, LostStarts, Leaves and LastLeafHash as they shall be
+	Attempts []Attempt
+	// Delay (of a pending delivery) is the wait until the next attempt.
+	Delay time.Duration
+	// Park: a pending delivery goes back into the queue instead of staying with its carrier.
+	Park bool
+	// Grace is how long after Delay a carrier may be silent before the sweeper looks for it.
+	Grace time.Duration
+	// DisableReason, if set, disables the destination.
+	DisableReason string
+}
+
+const lockSQL = `
+select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id, l.origin, d.state, d.epoch, d.next_attempt,
+    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000,
+    e.body_size, e.payload_hash, p.salt, p.secret
+from unnest($1::uuid[]) as k(id)
+join deliveries d on d.id = k.id
+join events e on e.id = d.event_id
+join event_payloads p on p.event_id = d.event_id
+join logs l on l.id = d.log_id
+where d.id between $2 and $3
+order by d.id
+for update of d`
+
+// Record is invariant 4: in one transaction it locks deliveries in the order of their IDs, lets decide say what changes
+// (it sees each row as it is under the lock, so it can refuse a carrier that was fenced off), and writes attempts,
+// leaves, states and queue rows together. decide may be called again if the transaction has to be repeated.
+func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, decide func(map[uuid.UUID]*Delivery) ([]Change, error)) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		locked, err := lock(ctx, tx, ids)
+		if err != nil {
+			return fmt.Errorf("lock deliveries: %w", err)
+		}
+		changes, err := decide(locked)
+		if err != nil || len(changes) == 0 {
+			return err
+		}
+		return write(ctx, tx, changes)
+	})
+}
+
+func lock(ctx context.Context, tx pgx.Tx, ids []uuid.UUID) (map[uuid.UUID]*Delivery, error) {
+	low, high := bounds(ids)
+	rows, err := tx.Query(ctx, lockSQL, ids, low, high)
+	if err != nil {
+		return nil, err
+	}
+	locked := make(map[uuid.UUID]*Delivery, len(ids))
+	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Delivery, error) {
+		d := &Delivery{}
+		var dueMS float64
+		err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
+			&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS, &d.PayloadSize, &d.PayloadHash, &d.Salt, &d.Secret)
+		d.DueIn = time.Duration(dueMS) * time.Millisecond
+		locked[d.ID] = d
+		return d, err
+	})
+	return locked, err
+}
+
+// bounds returns the smallest and the largest of ids. As a condition of its own it lets Postgres leave out the
+// partitions of other days, which it can't do from a list.
+func bounds(ids []uuid.UUID) (low, high uuid.UUID) {
+	for i, u := range ids {
+		if i == 0 || string(u[:]) < string(low[:]) {
+			low = u
+		}
+		if i == 0 || string(u[:]) > string(high[:]) {
+			high = u
+		}
+	}
+	return low, high
+}
+
+const insertAttemptsSQL = `
+insert into attempts (id, delivery_id, event_id, tenant_id, endpoint_id, destination_id, log_id, number, epoch, kind, outcome,
+    error, attempted_at, duration_ms, endpoint_url, response_status, response_size, response_truncated, response_headers,
+    response_body, leaf_hash)
+select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::uuid[], $8::int[], $9::int[],
+    $10::text[], $11::text[], $12::text[], $13::timestamptz[], $14::bigint[], $15::text[], $16::int[], $17::bigint[],
+    $18::boolean[], $19::bytea[], $20::bytea[], $21::bytea[])`
+
+const queueLeavesSQL = `
+insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets)
+select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bytea[], $5::bytea[], $6::bytea[])`
+
+const updateDeliveriesSQL = `
+update deliveries d set state = u.state, epoch = u.epoch, next_attempt = u.next_attempt, lost_starts = u.lost_starts,
+    leaves = u.leaves, last_leaf_hash = u.last_leaf_hash,
+    due_at = case when u.state = 'pending' then now() + u.delay_ms * interval '1 ms' end,
+    check_after = case when u.state = 'pending' and not u.park then now() + (u.delay_ms + u.grace_ms) * interval '1 ms' end,
+    finished_at = case when u.state <> 'pending' then now() end
+from unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::int[], $6::int[], $7::bytea[], $8::bigint[], $9::bigint[], $10::boolean[])
+    as u(id, state, epoch, next_attempt, lost_starts, leaves, last_leaf_hash, delay_ms, grace_ms, park)
+where d.id = u.id and d.id between $11 and $12`
+
+const leaveQueueSQL = `delete from delivery_queue where delivery_id = any($1::uuid[])`
+
+const parkSQL = `
+insert into delivery_queue (delivery_id, destination_id, tenant_id, due_at, attempt)
+select u.id, u.destination_id, u.tenant_id, now() + u.delay_ms * interval '1 ms', u.attempt
+from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::int[]) as u(id, destination_id, tenant_id, delay_ms, attempt)
+on conflict (delivery_id) do update
+    set due_at = excluded.due_at, attempt = excluded.attempt, claim_id = null, claim_owner = null`
+
+const disableSQL = `
+update destinations set disabled_at = now(), disabled_reason = $2, updated_at = now() where id = $1 and disabled_at is null`
+
+// write sends all statements of the changes in one round trip.
+func write(ctx context.Context, tx pgx.Tx, changes []Change) error {
+	batch := &pgx.Batch{}
+	queueAttempts(batch, changes)
+	queueDeliveries(batch, changes)
+	for _, c := range changes {
+		if c.DisableReason != "" {
+			batch.Queue(disableSQL, c.Delivery.DestinationID, c.DisableReason)
+		}
+	}
+	return tx.SendBatch(ctx, batch).Close()
+}
+
+func queueAttempts(batch *pgx.Batch, changes []Change) {
+	var ids, deliveries, events, tenants, endpoints, destinations, logs []uuid.UUID
+	var numbers, epochs, statuses []int
+	var kinds, outcomes, errors, urls []string
+	var times []time.Time
+	var durations, sizes []int64
+	var truncated []bool
+	var headers, bodies, hashes, leaves, secrets [][]byte
+	for _, c := range changes {
+		d := c.Delivery
+		for _, a := range c.Attempts {
+			ids, deliveries, events = append(ids, a.ID), append(deliveries, d.ID), append(events, d.EventID)
+			tenants, endpoints = append(tenants, d.TenantID), append(endpoints, d.EndpointID)
+			destinations, logs = append(destinations, d.DestinationID), append(logs, d.LogID)
+			numbers, epochs, kinds = append(numbers, a.Number), append(epochs, a.Epoch), append(kinds, a.Kind)
+			outcomes, errors, times = append(outcomes, a.Outcome), append(errors, a.Error), append(times, a.AttemptedAt)
+			durations, urls = append(durations, a.Duration.Milliseconds()), append(urls, a.EndpointURL)
+			statuses, sizes = append(statuses, a.ResponseStatus), append(sizes, a.ResponseSize)
+			truncated, headers = append(truncated, a.ResponseTruncated), append(headers, a.ResponseHeaders)
+			bodies, hashes = append(bodies, a.ResponseBody), append(hashes, a.LeafHash)
+			leaves, secrets = append(leaves, a.Leaf), append(secrets, a.Secrets)
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	batch.Queue(insertAttemptsSQL, ids, deliveries, events, tenants, endpoints, destinations, logs, numbers, epochs, kinds,
+		outcomes, errors, times, durations, urls, statuses, sizes, truncated, headers, bodies, hashes)
+	batch.Queue(queueLeavesSQL, logs, tenants, ids, hashes, leaves, secrets)
+}
+
+func queueDeliveries(batch *pgx.Batch, changes []Change) {
+	var ids, gone, parked, parkedDestinations, parkedTenants []uuid.UUID
+	var states []string
+	var epochs, next, lost, leaves, parkedAttempts []int
+	var hashes [][]byte
+	var delays, graces, parkedDelays []int64
+	var parks []bool
+	for _, c := range changes {
+		d := c.Delivery
+		ids, states, epochs = append(ids, d.ID), append(states, d.State), append(epochs, d.Epoch)
+		next, lost = append(next, d.NextAttempt), append(lost, d.LostStarts)
+		leaves, hashes = append(leaves, d.Leaves), append(hashes, d.LastLeafHash)
+		delays, graces = append(delays, c.Delay.Milliseconds()), append(graces, c.Grace.Milliseconds())
+		parks = append(parks, c.Park)
+		if !c.Park {
+			gone = append(gone, d.ID)
+			continue
+		}
+		parked, parkedDestinations = append(parked, d.ID), append(parkedDestinations, d.DestinationID)
+		parkedTenants, parkedDelays = append(parkedTenants, d.TenantID), append(parkedDelays, c.Delay.Milliseconds())
+		parkedAttempts = append(parkedAttempts, d.NextAttempt)
+	}
+	low, high := bounds(ids)
+	batch.Queue(updateDeliveriesSQL, ids, states, epochs, next, lost, leaves, hashes, delays, graces, parks, low, high)
+	if len(gone) > 0 {
+		batch.Queue(leaveQueueSQL, gone)
+	}
+	if len(parked) > 0 {
+		batch.Queue(parkSQL, parked, parkedDestinations, parkedTenants, parkedDelays, parkedAttempts)
+	}
+}

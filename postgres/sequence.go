@@ -1,0 +1,255 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// TileID names a tile of a log, as C2SP tlog-tiles has it.
+type TileID struct {
+	Level uint8
+	Index uint64
+}
+
+// Tile is a row of merkle_tiles: up to 256 hashes of 32 bytes.
+type Tile struct {
+	TileID
+	Hashes []byte
+}
+
+// QueuedLeaf is a leaf on its way into the log.
+type QueuedLeaf struct {
+	ID        int64
+	TenantID  uuid.UUID
+	AttemptID uuid.UUID
+	Hash      []byte
+	Bytes     []byte
+	Secrets   []byte
+}
+
+// RejectedLeaf is a queued leaf that must not get an index, and why.
+type RejectedLeaf struct {
+	QueuedLeaf
+	Reason string
+}
+
+// Batch is what one sequencing works on: the log as it is, and the leaves in the order they were queued.
+type Batch struct {
+	TreeSize uint64
+	RootHash []byte
+	Leaves   []QueuedLeaf
+	// Tiles reads stored tiles under the log's lock; one that doesn't exist is left out.
+	Tiles func(ctx context.Context, ids []TileID) (map[TileID][]byte, error)
+}
+
+// Growth is what a batch does to the log. Accepted get the indexes from the old tree size on, in order.
+type Growth struct {
+	Accepted []QueuedLeaf
+	Rejected []RejectedLeaf
+	TreeSize uint64
+	RootHash []byte
+	Tiles    []Tile // new and changed, whole
+}
+
+// Sequenced says what a call of Sequence did.
+type Sequenced struct {
+	Taken    int   // leaves taken from the queue, whether accepted or rejected
+	Rejected int   // of these
+	LastID   int64 // of the last leaf taken: a hint from where to take next
+	TreeSize uint64
+}
+
+// ErrNoLog means that the log doesn't exist.
+var ErrNoLog = errors.New("log does not exist")
+
+// takeLeavesSQL takes leaves in the order of their IDs. The hint lets the index scan skip rows that were just deleted;
+// a leaf whose transaction committed late may lie before it, and is found when the caller starts from 0 again.
+const takeLeavesSQL = `
+delete from leaf_queue
+where log_id = $1 and id in (select id from leaf_queue where log_id = $1 and id > $2 order by id limit $3)
+returning id, tenant_id, attempt_id, leaf_hash, leaf, secrets`
+
+// Sequence gives up to limit queued leaves their place in the log, in one transaction under the lock of the log's head:
+// invariant 7. grow computes what becomes of the tree; nothing of it counts before the commit. A crash anywhere leaves
+// the queue as it was.
+func Sequence(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, after int64, limit int,
+	grow func(ctx context.Context, batch Batch) (Growth, error)) (Sequenced, error) {
+	var done Sequenced
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		var batch Batch
+		row := tx.QueryRow(ctx, "select tree_size, root_hash from log_heads where log_id = $1 for update", log)
+		if err := row.Scan(&batch.TreeSize, &batch.RootHash); err != nil {
+			if errors.Is(err, pgx.ErrNoRows) {
+				return ErrNoLog
+			}
+			return fmt.Errorf("lock head: %w", err)
+		}
+		done = Sequenced{TreeSize: batch.TreeSize, LastID: after}
+		leaves, err := takeLeaves(ctx, tx, log, after, limit)
+		if err != nil || len(leaves) == 0 {
+			return err
+		}
+		done.Taken, done.LastID = len(leaves), leaves[len(leaves)-1].ID
+		known, err := alreadySequenced(ctx, tx, leaves)
+		if err != nil {
+			return err
+		}
+		batch.Leaves = slices.DeleteFunc(leaves, func(l QueuedLeaf) bool { return known[l.AttemptID] })
+		batch.Tiles = func(ctx context.Context, ids []TileID) (map[TileID][]byte, error) {
+			return ReadTiles(ctx, tx, log, ids)
+		}
+		growth, err := grow(ctx, batch)
+		if err != nil {
+			return err
+		}
+		done.Rejected = len(growth.Rejected)
+		if err := setAside(ctx, tx, log, growth.Rejected); err != nil {
+			return err
+		}
+		if len(growth.Accepted) == 0 {
+			return nil
+		}
+		done.TreeSize = growth.TreeSize
+		return writeGrowth(ctx, tx, log, batch.TreeSize, growth)
+	})
+	if err != nil {
+		return Sequenced{}, fmt.Errorf("sequence leaves: %w", err)
+	}
+	return done, nil
+}
+
+func takeLeaves(ctx context.Context, tx pgx.Tx, log uuid.UUID, after int64, limit int) ([]QueuedLeaf, error) {
+	rows, err := tx.Query(ctx, takeLeavesSQL, log, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("take leaves: %w", err)
+	}
+	leaves, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l QueuedLeaf, err error) {
+		err = row.Scan(&l.ID, &l.TenantID, &l.AttemptID, &l.Hash, &l.Bytes, &l.Secrets)
+		return l, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("take leaves: %w", err)
+	}
+	slices.SortFunc(leaves, func(a, b QueuedLeaf) int { return int(a.ID - b.ID) })
+	return leaves, nil
+}
+
+// alreadySequenced finds attempts that have a leaf: queued a second time, they are dropped rather than indexed twice.
+func alreadySequenced(ctx context.Context, tx pgx.Tx, leaves []QueuedLeaf) (map[uuid.UUID]bool, error) {
+	ids := make([]uuid.UUID, len(leaves))
+	for i, l := range leaves {
+		ids[i] = l.AttemptID
+	}
+	rows, err := tx.Query(ctx, "select attempt_id from leaf_of_attempt where attempt_id = any($1)", ids)
+	if err != nil {
+		return nil, fmt.Errorf("look up leaves: %w", err)
+	}
+	known := map[uuid.UUID]bool{}
+	var attempt uuid.UUID
+	_, err = pgx.ForEachRow(rows, []any{&attempt}, func() error {
+		known[attempt] = true
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look up leaves: %w", err)
+	}
+	return known, nil
+}
+
+// querier is a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// ReadTiles reads tiles of a log; one that doesn't exist is left out.
+func ReadTiles(ctx context.Context, db querier, log uuid.UUID, ids []TileID) (map[TileID][]byte, error) {
+	levels, indexes := make([]int16, len(ids)), make([]int64, len(ids))
+	for i, t := range ids {
+		levels[i], indexes[i] = int16(t.Level), int64(t.Index)
+	}
+	rows, err := db.Query(ctx, `select t.level, t.tile_index, t.hashes
+		from unnest($2::smallint[], $3::bigint[]) as k(level, tile_index)
+		join merkle_tiles t on t.log_id = $1 and t.level = k.level and t.tile_index = k.tile_index`, log, levels, indexes)
+	if err != nil {
+		return nil, fmt.Errorf("read tiles: %w", err)
+	}
+	tiles := make(map[TileID][]byte, len(ids))
+	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (none struct{}, err error) {
+		var level, index int64
+		var hashes []byte
+		err = row.Scan(&level, &index, &hashes)
+		tiles[TileID{uint8(level), uint64(index)}] = hashes
+		return none, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read tiles: %w", err)
+	}
+	return tiles, nil
+}
+
+// setAside keeps what must not be indexed, with its reason, so that the rest goes on.
+func setAside(ctx context.Context, tx pgx.Tx, log uuid.UUID, rejected []RejectedLeaf) error {
+	rows := make([][]any, len(rejected))
+	for i, r := range rejected {
+		rows[i] = []any{log, r.TenantID, r.AttemptID, r.Hash, r.Bytes, r.Secrets, r.Reason}
+	}
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{"attestation_dead_letters"},
+		[]string{"log_id", "tenant_id", "attempt_id", "leaf_hash", "leaf", "secrets", "reason"}, pgx.CopyFromRows(rows))
+	if err != nil {
+		return fmt.Errorf("set leaves aside: %w", err)
+	}
+	return nil
+}
+
+const upsertTilesSQL = `
+insert into merkle_tiles (log_id, level, tile_index, hashes)
+select $1, * from unnest($2::smallint[], $3::bigint[], $4::bytea[])
+on conflict (log_id, level, tile_index) do update set hashes = excluded.hashes`
+
+// writeGrowth writes leaves, tiles, the new root, and last the head, which is compared and set.
+func writeGrowth(ctx context.Context, tx pgx.Tx, log uuid.UUID, oldSize uint64, g Growth) error {
+	if g.TreeSize != oldSize+uint64(len(g.Accepted)) {
+		return fmt.Errorf("tree of %d and %d leaves would have size %d", oldSize, len(g.Accepted), g.TreeSize)
+	}
+	leaves, attempts := make([][]any, len(g.Accepted)), make([][]any, len(g.Accepted))
+	for i, l := range g.Accepted {
+		index := int64(oldSize) + int64(i)
+		leaves[i] = []any{log, index, l.TenantID, l.AttemptID, l.Hash, l.Bytes, l.Secrets}
+		attempts[i] = []any{l.AttemptID, l.TenantID, log, index}
+	}
+	if _, err := tx.CopyFrom(ctx, pgx.Identifier{"merkle_leaves"},
+		[]string{"log_id", "leaf_index", "tenant_id", "attempt_id", "leaf_hash", "leaf", "secrets"}, pgx.CopyFromRows(leaves)); err != nil {
+		return fmt.Errorf("write leaves: %w", err)
+	}
+	if _, err := tx.CopyFrom(ctx, pgx.Identifier{"leaf_of_attempt"},
+		[]string{"attempt_id", "tenant_id", "log_id", "leaf_index"}, pgx.CopyFromRows(attempts)); err != nil {
+		return fmt.Errorf("write leaves of attempts: %w", err)
+	}
+	var levels []int16
+	var indexes []int64
+	var hashes [][]byte
+	for _, t := range g.Tiles {
+		levels, indexes, hashes = append(levels, int16(t.Level)), append(indexes, int64(t.Index)), append(hashes, t.Hashes)
+	}
+	batch := &pgx.Batch{}
+	batch.Queue(upsertTilesSQL, log, levels, indexes, hashes)
+	batch.Queue("insert into tree_roots (log_id, tree_size, root_hash) values ($1, $2, $3)", log, int64(g.TreeSize), g.RootHash)
+	batch.Queue("update log_heads set tree_size = $3, root_hash = $4 where log_id = $1 and tree_size = $2",
+		log, int64(oldSize), int64(g.TreeSize), g.RootHash).Exec(func(tag pgconn.CommandTag) error {
+		if tag.RowsAffected() != 1 {
+			return errors.New("the head has moved under its lock")
+		}
+		return nil
+	})
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("write head: %w", err)
+	}
+	return nil
+}

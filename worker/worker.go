@@ -1,0 +1,253 @@
+// Package worker is the process that carries deliveries and grows the logs: it wires the dispatcher, the sweeper and the
+// Temporal workers together, starts them in order and stops them in the opposite one.
+package worker
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
+	"go.uber.org/zap"
+
+	"github.com/kapsel-io/kapsel/activities"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/webhook"
+	"github.com/kapsel-io/kapsel/workflows"
+)
+
+// Config says what a worker works with.
+type Config struct {
+	// Engine is a pool of role kapsel_engine.
+	Engine *pgxpool.Pool
+	// DirectURL leads to Postgres itself, for LISTEN. Empty: the dispatcher only polls.
+	DirectURL string
+	// Temporal are the options to connect with: HostPort and Namespace at least.
+	Temporal client.Options
+	// MaxInFlight is how many claimed deliveries may wait for the record of their first attempt. Default: 200.
+	MaxInFlight int
+	// Allow are private networks to which webhooks may be sent. Default: none.
+	Allow []netip.Prefix
+	// KeyDir holds the seeds of the logs' keys, <log>.seed, and HighWaterDir their high-water records. If KeyDir is
+	// empty, this worker carries deliveries only, and others must seal.
+	KeyDir, HighWaterDir string
+	// Log gets one line an event.
+	Log *zap.Logger
+}
+
+const (
+	// drainFor is how long requests in flight may go on when the worker stops; then they are interrupted.
+	drainFor = 8 * time.Second
+	// stopTimeout is how long the SDK waits for what runs, which is over by then.
+	stopTimeout = 10 * time.Second
+	// maintainEvery is how often partitions are made ahead and missing AttestLog workflows are started.
+	maintainEvery   = time.Minute
+	partitionsEvery = time.Hour
+)
+
+// Worker carries deliveries and grows logs.
+type Worker struct {
+	config     Config
+	lease      *Lease
+	temporal   client.Client
+	dispatcher *Dispatcher
+	recorder   *activities.Recorder
+	client     *webhook.Client
+	sealing    *activities.Sealing
+	interrupt  chan struct{}
+	delivery   worker.Worker
+	attest     worker.Worker
+}
+
+// Run carries deliveries until ctx ends, then stops in order: no new claims, requests in flight for 8 s more, what is to
+// be recorded, a last seal, the lease. It returns an error only if it could not start.
+func Run(ctx context.Context, config Config) error {
+	if config.MaxInFlight == 0 {
+		config.MaxInFlight = 200
+	}
+	w := &Worker{config: config, interrupt: make(chan struct{})}
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	defer w.temporal.Close()
+	w.build()
+	if err := w.delivery.Start(); err != nil {
+		return fmt.Errorf("start delivery worker: %w", err)
+	}
+	if w.attest != nil {
+		if err := w.attest.Start(); err != nil {
+			return fmt.Errorf("start attestation worker: %w", err)
+		}
+	}
+	w.serve(ctx)
+	return nil
+}
+
+func (w *Worker) connect(ctx context.Context) error {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	w.lease = NewLease(w.config.Engine, host, w.config.Log)
+	options := w.config.Temporal
+	options.Logger = temporalLogger{w.config.Log.Named("temporal").Sugar()}
+	if w.temporal, err = dial(ctx, options, w.config.Log); err != nil {
+		return err
+	}
+	return register(ctx, w.temporal, options.Namespace, w.config.Log)
+}
+
+func (w *Worker) build() {
+	c := w.config
+	latencies := activities.NewLatencies()
+	w.dispatcher = &Dispatcher{
+		db: c.Engine, temporal: w.temporal, lease: w.lease, latencies: latencies, log: c.Log, limit: c.MaxInFlight,
+		wake: make(chan struct{}, 1), inFlight: map[uuid.UUID]*flight{},
+	}
+	w.client = webhook.NewClient(webhook.ClientConfig{Allow: c.Allow})
+	w.sealing = activities.NewSealing(activities.SealingConfig{
+		DB: c.Engine, KeyDir: c.KeyDir, HighWaterDir: c.HighWaterDir, Log: c.Log,
+	})
+	w.recorder = activities.NewRecorder(activities.RecorderConfig{
+		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke,
+	})
+	w.delivery = worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
+		// Every claimed delivery may have a local activity and an ordinary one at the same time.
+		MaxConcurrentLocalActivityExecutionSize: 2 * c.MaxInFlight,
+		MaxConcurrentActivityExecutionSize:      2 * c.MaxInFlight,
+		MaxConcurrentWorkflowTaskExecutionSize:  2 * c.MaxInFlight,
+		MaxConcurrentWorkflowTaskPollers:        4,
+		MaxConcurrentActivityTaskPollers:        4,
+		WorkerStopTimeout:                       stopTimeout,
+	})
+	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverWebhook, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
+	w.delivery.RegisterActivity(&activities.Activities{
+		DB: c.Engine, Client: w.client, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
+	})
+	if c.KeyDir == "" {
+		return
+	}
+	w.attest = worker.New(w.temporal, workflows.AttestationTaskQueue, worker.Options{WorkerStopTimeout: stopTimeout})
+	w.attest.RegisterWorkflowWithOptions(workflows.AttestLog, workflow.RegisterOptions{Name: workflows.AttestLogName})
+	w.attest.RegisterActivityWithOptions(w.sealing.SealLog, activity.RegisterOptions{Name: "SealLog"})
+}
+
+// serve runs the loops until ctx ends, and stops everything in order.
+func (w *Worker) serve(ctx context.Context) {
+	// The lease outlives ctx: requests that are still in flight need it.
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var held, loops sync.WaitGroup
+	held.Go(func() { w.lease.Run(background) })
+	sweeper := &Sweeper{db: w.config.Engine, temporal: w.temporal, log: w.config.Log, every: sweepEvery}
+	loops.Go(func() { w.dispatcher.Run(ctx) })
+	loops.Go(func() { sweeper.Run(ctx) })
+	loops.Go(func() { w.listen(ctx) })
+	loops.Go(func() { w.maintain(ctx) })
+	w.config.Log.Info("worker started", zap.String("temporal", w.config.Temporal.HostPort))
+
+	<-ctx.Done()
+	w.config.Log.Info("worker stopping")
+	loops.Wait()
+	drained := time.AfterFunc(drainFor, func() { close(w.interrupt) })
+	w.delivery.Stop()
+	drained.Stop()
+	w.recorder.Close()
+	if w.attest != nil {
+		w.attest.Stop()
+		w.lastSeal()
+	}
+	cancel()
+	held.Wait()
+	w.client.Close()
+	w.config.Log.Info("worker stopped")
+}
+
+// listen wakes the dispatcher when a process that accepted webhooks says so. It is only for speed.
+func (w *Worker) listen(ctx context.Context) {
+	if w.config.DirectURL == "" {
+		return
+	}
+	for ctx.Err() == nil {
+		if err := postgres.Listen(ctx, w.config.DirectURL, w.dispatcher.Wake); err != nil && ctx.Err() == nil {
+			w.config.Log.Debug("not listening; polling", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// maintain makes partitions ahead and keeps one AttestLog per log running.
+func (w *Worker) maintain(ctx context.Context) {
+	ticker := time.NewTicker(maintainEvery)
+	defer ticker.Stop()
+	var partitioned time.Time
+	for {
+		if time.Since(partitioned) > partitionsEvery {
+			if err := postgres.EnsurePartitions(ctx, w.config.Engine); err != nil {
+				w.config.Log.Error("partitions not made", zap.Error(err))
+			} else {
+				partitioned = time.Now()
+			}
+		}
+		if err := w.ensureAttestLogs(ctx); err != nil && ctx.Err() == nil {
+			w.config.Log.Warn("log workflows not checked", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (w *Worker) ensureAttestLogs(ctx context.Context) error {
+	if w.attest == nil {
+		return nil
+	}
+	logs, err := db.New(w.config.Engine).OpenLogs(ctx)
+	if err != nil {
+		return fmt.Errorf("list logs: %w", err)
+	}
+	for _, log := range logs {
+		if err := ensureAttestLog(ctx, w.temporal, log); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lastSeal publishes what was recorded until now, so that a stopped system leaves nothing unsigned.
+func (w *Worker) lastSeal() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	logs, err := db.New(w.config.Engine).OpenLogs(ctx)
+	if err != nil {
+		w.config.Log.Warn("no last seal", zap.Error(err))
+		return
+	}
+	for _, log := range logs {
+		if err := w.sealing.SealNow(ctx, log.ID); err != nil {
+			w.config.Log.Warn("no last seal", zap.String("log_id", id.Log.Format(log.ID)), zap.Error(err))
+		}
+	}
+}
+
+// temporalLogger writes the SDK's lines in zap's form.
+type temporalLogger struct{ sugar *zap.SugaredLogger }
+
+func (l temporalLogger) Debug(msg string, keyvals ...any) { l.sugar.Debugw(msg, keyvals...) }
+func (l temporalLogger) Info(msg string, keyvals ...any)  { l.sugar.Infow(msg, keyvals...) }
+func (l temporalLogger) Warn(msg string, keyvals ...any)  { l.sugar.Warnw(msg, keyvals...) }
+func (l temporalLogger) Error(msg string, keyvals ...any) { l.sugar.Errorw(msg, keyvals...) }
