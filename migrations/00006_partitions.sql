@@ -67,6 +67,4 @@ $$;
 revoke execute on function ensure_partition, ensure_partitions from public;
 grant execute on function ensure_partitions to kapsel_engine;
 
-select ensure_partitions(14);
-
 reset role;

@@ -16,6 +16,9 @@ import (
 //go:embed *.sql
 var files embed.FS
 
+// DaysAhead is for how many days partitions are made ahead; workers go on doing so.
+const DaysAhead = 14
+
 // Result is what Up did.
 type Result struct {
 	// Version is the schema's version now.
@@ -25,10 +28,10 @@ type Result struct {
 }
 
 // Up brings the schema of the database at url (a direct connection, not one through a pooler in transaction mode) to
-// the newest version and makes the partitions of the coming days. Any number of processes may call it at once: a
+// the newest version and makes the partitions of daysAhead days (see DaysAhead). Any number of processes may call it at once: a
 // session lock in Postgres lets one go first, and the others find nothing left to do. Each migration is one
 // transaction, so a crash leaves the schema at a version and never between two.
-func Up(ctx context.Context, url string) (Result, error) {
+func Up(ctx context.Context, url string, daysAhead int) (Result, error) {
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
 		return Result{}, fmt.Errorf("parse database URL: %w", err)
@@ -59,7 +62,7 @@ func Up(ctx context.Context, url string) (Result, error) {
 	if result.Version, err = provider.GetDBVersion(ctx); err != nil {
 		return Result{}, fmt.Errorf("read schema version: %w", err)
 	}
-	if _, err := db.ExecContext(ctx, "select ensure_partitions(14)"); err != nil {
+	if _, err := db.ExecContext(ctx, "select ensure_partitions($1)", daysAhead); err != nil {
 		return Result{}, fmt.Errorf("make partitions: %w", err)
 	}
 	return result, nil

@@ -27,7 +27,7 @@ Variables: DATABASE_URL, DATABASE_DIRECT_URL.`,
 			if err != nil {
 				return err
 			}
-			result, err := migrations.Up(cmd.Context(), config.DatabaseDirectURL)
+			result, err := migrations.Up(cmd.Context(), config.DatabaseDirectURL, migrations.DaysAhead)
 			if err != nil {
 				return err
 			}

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -46,7 +45,7 @@ var prepare = sync.OnceValues(func() (template, error) {
 	if err := execute(ctx, serverURL, "create database "+t.name); err != nil {
 		return template{}, err
 	}
-	if _, err := migrations.Up(ctx, withDatabase(serverURL, t.name)); err != nil {
+	if _, err := migrations.Up(ctx, withDatabase(serverURL, t.name), 1); err != nil {
 		return template{}, err
 	}
 	return t, nil
@@ -54,13 +53,13 @@ var prepare = sync.OnceValues(func() (template, error) {
 
 // StartServer starts a Postgres of its own that ends with this process. It loses everything in a crash of the machine.
 func StartServer(ctx context.Context) (*pgserver.Server, error) {
-	dir, err := os.MkdirTemp("", "kapsel-postgres-")
+	dir, err := makeDir()
 	if err != nil {
 		return nil, err
 	}
 	return pgserver.Start(ctx, pgserver.Config{
-		Dir:      filepath.Join(dir, "data"),
-		Settings: map[string]string{"fsync": "off", "max_connections": "400"},
+		Dir:      dir,
+		Settings: map[string]string{"fsync": "off", "full_page_writes": "off", "max_connections": "400"},
 	})
 }
 

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kapsel-io/kapsel/api"
+	"github.com/kapsel-io/kapsel/postgres"
+)
+
+func apiCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "api",
+		Short: "Accept webhooks and answer the management and proof API",
+		Long: `Accept webhooks and answer the management and proof API. It needs only Postgres; any number
+may run at once. While Postgres is away it answers 503 and recovers by itself.
+
+On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
+
+Variables: DATABASE_URL, DATABASE_MAX_CONNS, LISTEN_ADDR, ALLOW_NETWORKS, LOG_LEVEL.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, log, err := load()
+			if err != nil {
+				return err
+			}
+			engine, err := postgres.Open(config.DatabaseURL, postgres.Engine, config.DatabaseMaxConns)
+			if err != nil {
+				return err
+			}
+			defer engine.Close()
+			management, err := postgres.Open(config.DatabaseURL, postgres.API, config.DatabaseMaxConns)
+			if err != nil {
+				return err
+			}
+			defer management.Close()
+			listener, err := net.Listen("tcp", config.ListenAddr)
+			if err != nil {
+				return fmt.Errorf("LISTEN_ADDR can't be listened on: %w", err)
+			}
+			notifier := postgres.NewNotifier(engine)
+			go notifier.Run(cmd.Context())
+			server, err := api.New(api.Config{Engine: engine, API: management, Log: log, Notify: notifier.Notify, Allow: config.AllowNetworks})
+			if err != nil {
+				return err
+			}
+			return server.Serve(cmd.Context(), listener)
+		},
+	}
+}

@@ -1,0 +1,51 @@
+-- What the api reads of the log, as role kapsel_api. A head counts once both signatures are stored; nothing beyond the
+-- newest such head is handed out. Heads and tiles are everybody's, leaves are their tenant's (row-level security).
+
+-- name: PublicLog :one
+select l.id, l.origin from logs l where l.id = $1;
+
+-- name: OpenPublicLogs :many
+-- Two are enough to know that there are several.
+select l.id, l.origin from logs l where l.closed_at is null order by l.id limit 2;
+
+-- name: NewestSignedHead :one
+select h.tree_size, h."timestamp", h.root_hash, h.key_id, h.signature, h.checkpoint
+from signed_tree_heads h
+where h.log_id = $1 and h.signature is not null
+order by h.tree_size desc, h."timestamp" desc
+limit 1;
+
+-- name: FirstSignedHeadAbove :one
+-- The earliest published head that covers a leaf.
+select h.tree_size, h."timestamp", h.root_hash, h.key_id, h.signature, h.checkpoint
+from signed_tree_heads h
+where h.log_id = $1 and h.tree_size > sqlc.arg(leaf_index) and h.signature is not null
+order by h.tree_size, h."timestamp"
+limit 1;
+
+-- name: FirstSignedHeadOfSize :one
+select h.tree_size, h."timestamp", h.root_hash, h.key_id, h.signature, h.checkpoint
+from signed_tree_heads h
+where h.log_id = $1 and h.tree_size = $2 and h.signature is not null
+order by h."timestamp"
+limit 1;
+
+-- name: LogKeys :many
+select k.key_id, k.public_key, k.purpose, k.not_before, k.not_after
+from attestation_keys k
+where k.log_id = $1
+order by k.not_before, k.key_id;
+
+-- name: LogKey :one
+select k.public_key from attestation_keys k where k.log_id = $1 and k.key_id = $2;
+
+-- name: LeafOfAttempt :one
+select a.log_id, a.leaf_index, l.origin, m.leaf_hash, m.leaf, m.secrets
+from leaf_of_attempt a
+join logs l on l.id = a.log_id
+join merkle_leaves m on m.log_id = a.log_id and m.leaf_index = a.leaf_index
+where a.attempt_id = $1;
+
+-- name: AttemptAge :one
+-- For how many seconds an attempt has waited for its leaf to be published.
+select greatest(extract(epoch from now() - a.recorded_at), 0)::double precision as seconds from attempts a where a.id = $1;

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/kapsel-io/kapsel/verify"
+)
+
+const usage = `kapsel-verify checks a Kapsel proof package offline. It trusts nothing but the key you give it.
+
+Usage:
+  kapsel-verify --proof FILE --public-key HEX [flags]
+  kapsel-verify --proof FILE --vkey VKEY [flags]
+
+What you have:
+  --proof FILE        the proof package
+
+What you trust (get it from Kapsel's operator, not out of the package):
+  --public-key HEX    the log's Ed25519 key, 64 hex digits
+  --vkey VKEY         the log's name and key: name+keyid+base64
+  --origin NAME       the log's name; needed to bind the proof to one log if you give --public-key only
+  --witness VKEY      a witness whose cosignature counts (may be repeated)
+  --quorum N          how many of these witnesses must have cosigned
+
+What you hold, to be compared with what was recorded:
+  --payload FILE      the webhook's body, byte for byte
+  --response FILE     the receiver's response body
+  --url URL           the full URL that it was sent to
+  --attempt ID  --delivery ID  --event ID  --tenant ID
+
+Output:
+  --json              one JSON object instead of text
+  --help              this text
+
+Exit status: 0 the proof holds, 1 it is rejected, 2 the arguments can't be used.
+
+Examples:
+  kapsel-verify --proof proof.json --public-key 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29
+  kapsel-verify --proof proof.json --public-key "$(cat kapsel.pub)" --payload body.json --url 'https://example.com/webhook?v=2'
+`
+
+// maxHeld bounds files that are compared: far more than Kapsel accepts as a webhook.
+const maxHeld = 64 << 20
+
+// arguments is a command line that can be used.
+type arguments struct {
+	proof   []byte
+	options verify.Options
+	json    bool
+}
+
+// parseArguments reads the command line and the files that it names. It returns flag.ErrHelp for --help.
+func parseArguments(args []string) (arguments, error) {
+	var in arguments
+	o := &in.options
+	fs := flag.NewFlagSet("kapsel-verify", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	proof := fs.String("proof", "", "")
+	fs.StringVar(&o.VKey, "vkey", "", "")
+	fs.StringVar(&o.Origin, "origin", "", "")
+	fs.IntVar(&o.Quorum, "quorum", 0, "")
+	fs.BoolVar(&in.json, "json", false, "")
+	fs.Func("public-key", "", func(s string) (err error) { o.PublicKey, err = publicKey(s); return err })
+	fs.Func("witness", "", func(s string) error { o.Witnesses = append(o.Witnesses, s); return nil })
+	fs.Func("payload", "", func(s string) (err error) { o.Payload, err = heldFile(s); return err })
+	fs.Func("response", "", func(s string) (err error) { o.Response, err = heldFile(s); return err })
+	for name, field := range map[string]**string{
+		"url": &o.URL, "attempt": &o.Attempt, "delivery": &o.Delivery, "event": &o.Event, "tenant": &o.Tenant,
+	} {
+		fs.Func(name, "", func(s string) error { *field = &s; return nil })
+	}
+	if err := fs.Parse(args); err != nil {
+		return in, err
+	}
+	switch {
+	case fs.NArg() > 0:
+		return in, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	case *proof == "":
+		return in, errors.New("no proof package: give --proof FILE")
+	case o.PublicKey == nil && o.VKey == "":
+		return in, errors.New("no key to trust: give --public-key HEX or --vkey VKEY, as published by the log's operator")
+	}
+	b, err := readFile(*proof, verify.MaxPackageSize)
+	in.proof = b
+	return in, err
+}
+
+func publicKey(s string) ([]byte, error) {
+	key, err := hex.DecodeString(s)
+	if err != nil || len(key) != 32 {
+		return nil, errors.New("want 64 hex digits")
+	}
+	return key, verify.CheckPublicKey(key)
+}
+
+func heldFile(path string) (*[]byte, error) {
+	b, err := readFile(path, maxHeld)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxHeld {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxHeld)
+	}
+	return &b, nil
+}
+
+// readFile reads at most one byte more than limit, so that whoever judges the size can tell that there is too much.
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read file: %w", err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return b, nil
+}

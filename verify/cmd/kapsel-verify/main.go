@@ -1,0 +1,66 @@
+// Command kapsel-verify checks a Kapsel proof package offline. All it trusts is the public key (or vkey) on its command
+// line. It exits with 0 if the proof holds, 1 if it is rejected, and 2 if the arguments can't be used.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/kapsel-io/kapsel/verify"
+)
+
+const (
+	exitVerified = 0
+	exitRejected = 1
+	exitUsage    = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	in, err := parseArguments(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return finish(stdout, usage, exitVerified)
+	}
+	if err != nil {
+		return finish(stderr, "kapsel-verify: "+printable(err.Error())+"; see kapsel-verify --help\n", exitUsage)
+	}
+	result, err := verify.Package(in.proof, in.options)
+	if errors.Is(err, verify.ErrOptions) {
+		return finish(stderr, "kapsel-verify: "+printable(err.Error())+"; see kapsel-verify --help\n", exitUsage)
+	}
+	if err != nil {
+		if in.json {
+			if code := finish(stdout, rejectionJSON(err), exitRejected); code != exitRejected {
+				return code
+			}
+		}
+		return finish(stderr, rejection(err), exitRejected)
+	}
+	if in.json {
+		return finish(stdout, reportJSON(result), exitVerified)
+	}
+	return finish(stdout, report(result), exitVerified)
+}
+
+// finish writes text and returns code. A verdict that couldn't be written must not look like a good one.
+func finish(w io.Writer, text string, code int) int {
+	if _, err := io.WriteString(w, text); err != nil {
+		return exitUsage
+	}
+	return code
+}
+
+// rejection is the one line that says which step failed.
+func rejection(err error) string {
+	if errors.Is(err, verify.ErrUnknownKind) {
+		return "Log" + strings.TrimPrefix(printable(err.Error()), "log") + "\n"
+	}
+	return fmt.Sprintf("Proof rejected: %s\n", printable(err.Error()))
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/testlog"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"kapsel-verify": main})
+}
+
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{Dir: "testdata", Setup: setup, Cmds: map[string]func(*testscript.TestScript, bool, []string){
+		"rejected": exits(exitRejected),
+		"unusable": exits(exitUsage),
+	}})
+}
+
+// exits is a script command that runs kapsel-verify and wants this status, nothing on standard output and one line on
+// standard error.
+func exits(status int) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, _ bool, args []string) {
+		for i, a := range args { // what names a file of the script is read from its directory
+			if i > 0 && (args[i-1] == "--proof" || args[i-1] == "--payload" || args[i-1] == "--response") {
+				args[i] = ts.MkAbs(a)
+			}
+		}
+		var stdout, stderr strings.Builder
+		if got := run(args, &stdout, &stderr); got != status {
+			ts.Fatalf("exit status %d, want %d: %s", got, status, stderr.String())
+		}
+		if stdout.Len() > 0 || strings.Count(stderr.String(), "\n") != 1 || !strings.HasSuffix(stderr.String(), "\n") {
+			ts.Fatalf("want one line of standard error, got %q and %q", stdout.String(), stderr.String())
+		}
+		_, err := ts.Stderr().Write([]byte(stderr.String()))
+		ts.Check(err)
+	}
+}
+
+// setup writes a log's packages into the script's directory, and its keys into its environment.
+func setup(env *testscript.Env) error {
+	l := testlog.New(1)
+	delivered := l.Append(nil)
+	failed := l.Append(func(leaf *verify.Leaf) {
+		leaf.Outcome, leaf.Error = verify.OutcomeRetry, "timeout"
+		leaf.ResponseStatus, leaf.ResponseHash, leaf.ResponseSize = 0, "", 0
+	})
+	dead := l.Append(func(leaf *verify.Leaf) {
+		leaf.Kind, leaf.Outcome = verify.KindDead, "exhausted"
+		leaf.ResponseStatus, leaf.ResponseHash, leaf.ResponseSize = 0, "", 0
+	})
+	late := l.Append(func(leaf *verify.Leaf) { leaf.AttemptedAt = "2030-01-01T00:00:00.000Z" })
+	unknown := len(l.Leaves)
+	l.Leaves = append(l.Leaves, []byte(strings.Replace(string(l.Leaves[delivered]), `"kind":"attempt"`, `"kind":"mystery"`, 1)))
+
+	packages := map[string]*verify.ProofPackage{}
+	for name, index := range map[string]int{
+		"proof.json": delivered, "failed.json": failed, "dead.json": dead, "late.json": late, "unknown.json": unknown,
+	} {
+		packages[name] = l.Package(index, len(l.Leaves))
+	}
+	erased := l.Package(delivered, len(l.Leaves))
+	erased.Salts = nil
+	packages["erased.json"] = erased
+	bad := l.Package(delivered, len(l.Leaves))
+	bad.InclusionProof[0][0] ^= 1
+	packages["badpath.json"] = bad
+	evil := l.Package(delivered, len(l.Leaves))
+	evil.Origin = "a\u202eb\u001b[31mc\n"
+	packages["evil.json"] = evil
+
+	files := map[string][]byte{"body.json": testlog.Payload, "response": testlog.Response, "other": []byte("other"), "empty": nil}
+	for name, p := range packages {
+		b, err := json.Marshal(p)
+		if err != nil {
+			return err
+		}
+		files[name] = b
+	}
+	for name, b := range files {
+		if err := os.WriteFile(filepath.Join(env.WorkDir, name), b, 0o600); err != nil {
+			return err
+		}
+	}
+	env.Setenv("KEY", hex.EncodeToString(l.Public()))
+	env.Setenv("OTHERKEY", hex.EncodeToString(testlog.New(2).Public()))
+	env.Setenv("VKEY", l.VKey())
+	env.Setenv("ORIGIN", l.Origin)
+	env.Setenv("URL", testlog.URL)
+	env.Setenv("DELIVERY", testlog.ID("dlv", delivered))
+	return nil
+}
+
+func TestPrintableEscapesWhatFoolsAReader(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"plain text, ü":  "plain text, ü",
+		"a\nb\tc\x1b[0m": `a\nb\tc\x1b[0m`,
+		"\u202egnp.exe":  `\u202egnp.exe`,
+		"\u2066x\u2069":  `\u2066x\u2069`,
+		"\u200b\ufeff":   `\u200b\ufeff`,
+		"\u2028\u0085":   `\u2028\u0085`,
+		"\xff\x9b":       `\xff\x9b`,
+		"\ufffd":         "\ufffd",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("printable(%q) is %q, want %q", in, got, want)
+		}
+	}
+}
