@@ -186,6 +186,9 @@ func (s *sealer) seal(ctx context.Context, force bool) error {
 
 // grow checks every leaf before any gets an index, and appends those that are right.
 func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growth, error) {
+	if err := s.mayGrow(batch.TreeSize); err != nil {
+		return postgres.Growth{}, err
+	}
 	tree, err := openTree(ctx, batch)
 	if err != nil {
 		return postgres.Growth{}, err
@@ -212,6 +215,19 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 		growth.Tiles = append(growth.Tiles, postgres.Tile{TileID: postgres.TileID(t.ID()), Hashes: t.Hashes})
 	}
 	return growth, nil
+}
+
+// mayGrow refuses to grow a log that is smaller than it once was: its database was restored from an old backup, and other
+// leaves at the indexes that were published would be a second tree. Growing it beyond the record would hide that.
+func (s *sealer) mayGrow(size uint64) error {
+	recorded, err := s.highWater.Read()
+	if err != nil {
+		return err
+	}
+	if size < recorded.TreeSize {
+		return fmt.Errorf("log has %d leaves, and %d were published: %w", size, recorded.TreeSize, attestation.ErrHighWaterConflict)
+	}
+	return nil
 }
 
 // openTree restores the tree from its edge tiles, which must lead to the root that is stored with its size.
