@@ -81,7 +81,7 @@ func NextHead(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, key [32]by
 		if !s.due(cadence, force) {
 			return nil
 		}
-		if ahead := time.UnixMilli(s.now).Sub(time.Now()); ahead > cadence.MaxAhead {
+		if ahead := time.Until(time.UnixMilli(s.now)); ahead > cadence.MaxAhead {
 			return fmt.Errorf("%w: Postgres is %s ahead of this machine", ErrClock, ahead.Round(time.Second))
 		}
 		if s.now <= s.newest.Timestamp {

@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 
 	"github.com/transparency-dev/merkle/proof"
@@ -74,7 +75,8 @@ func Consistency(size1, size2 uint64, hashes [][]byte, root1, root2 []byte) erro
 		return fmt.Errorf("%w: the root of size 0 isn't that of the empty tree", ErrConsistency)
 	}
 	if err := proof.VerifyConsistency(rfc6962.DefaultHasher, size1, size2, hashes, root1, root2); err != nil {
-		if _, ok := err.(proof.RootMismatchError); ok { // its text spreads over several lines
+		var mismatch proof.RootMismatchError
+		if errors.As(err, &mismatch) { // its text spreads over several lines
 			return fmt.Errorf("%w: size %d isn't a prefix of size %d: the path leads to another root", ErrConsistency, size1, size2)
 		}
 		return fmt.Errorf("%w: %w", ErrConsistency, err)

@@ -44,7 +44,7 @@ func ValidateURL(raw string, allow ...netip.Prefix) error {
 	}
 	addr, err := netip.ParseAddr(u.Hostname())
 	if err != nil {
-		return nil // a name
+		return nil //nolint:nilerr // a name: what counts is the address that it has when it is dialed
 	}
 	if newGuardian(allow).SafeAddr(addr.Unmap()) != nil { // the mapped form reaches the IPv4 address
 		return errors.New("url must not point to a private, local or reserved address")

@@ -19,7 +19,7 @@ may run at once. While Postgres is away it answers 503 and recovers by itself.
 
 On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
 
-Variables: DATABASE_URL, DATABASE_MAX_CONNS, LISTEN_ADDR, ALLOW_NETWORKS, LOG_LEVEL.`,
+Variables: DATABASE_URL, DATABASE_MAX_CONNS, LISTEN_ADDR, PUBLIC_URL, ALLOW_NETWORKS, LOG_LEVEL.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, log, err := load()
@@ -42,7 +42,10 @@ Variables: DATABASE_URL, DATABASE_MAX_CONNS, LISTEN_ADDR, ALLOW_NETWORKS, LOG_LE
 			}
 			notifier := postgres.NewNotifier(engine)
 			go notifier.Run(cmd.Context())
-			server, err := api.New(api.Config{Engine: engine, API: management, Log: log, Notify: notifier.Notify, Allow: config.AllowNetworks})
+			server, err := api.New(api.Config{
+				Engine: engine, API: management, Log: log, Notify: notifier.Notify,
+				Allow: config.AllowNetworks, PublicURL: config.PublicURL,
+			})
 			if err != nil {
 				return err
 			}

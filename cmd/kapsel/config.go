@@ -28,6 +28,9 @@ type Config struct {
 	TemporalNamespace string `env:"TEMPORAL_NAMESPACE" envDefault:"default"`
 	// ListenAddr is where the api listens.
 	ListenAddr string `env:"LISTEN_ADDR" envDefault:":8080"`
+	// PublicURL is where clients reach the api, such as https://webhooks.example.com; it begins the ingest URLs that
+	// they are shown. Default: those are relative.
+	PublicURL string `env:"PUBLIC_URL"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel zapcore.Level `env:"LOG_LEVEL" envDefault:"info"`
 	// AllowNetworks are private networks that webhooks may be sent to, as prefixes separated by commas:

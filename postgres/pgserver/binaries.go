@@ -23,14 +23,13 @@ const installHint = "install one (Debian, Ubuntu: apt-get install postgresql; Fe
 
 // wellKnown are the directories in which packages put the binaries, by version.
 var wellKnown = []string{
-	"/usr/lib/postgresql/*/bin",              // Debian, Ubuntu
-	"/usr/pgsql-*/bin",                       // PostgreSQL's own RPMs
-	"/opt/homebrew/opt/postgresql@*/bin",     // Homebrew on ARM
-	"/usr/local/opt/postgresql@*/bin",        // Homebrew on Intel
-	"/Applications/Postgres.app/*/*/*/bin",   // Postgres.app
-	"/usr/lib/postgresql*/bin",               // Alpine
-	"/opt/local/lib/postgresql*/bin",         // MacPorts
-	"/usr/local/pgsql/bin", "/usr/local/bin", // from source, FreeBSD
+	"/usr/lib/postgresql/*/bin",          // Debian, Ubuntu
+	"/usr/pgsql-*/bin",                   // PostgreSQL's own RPMs
+	"/opt/homebrew/opt/postgresql@*/bin", // Homebrew on ARM
+	"/usr/local/opt/postgresql@*/bin",    // Homebrew on Intel
+	"/Applications/Postgres.app/Contents/Versions/*/bin",
+	"/opt/local/lib/postgresql*/bin", // MacPorts
+	"/usr/local/pgsql/bin",           // from source
 }
 
 // FindBinaries returns a directory with postgres and initdb: what `pg_config --bindir` says, the directories where
@@ -97,9 +96,10 @@ var (
 	versionOutput = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)
 )
 
-// pathVersion is the first number in a path, 0 without one: 9 is older than 15, which sorting by text would turn round.
-func pathVersion(path string) int {
-	n, _ := strconv.Atoi(digits.FindString(path))
+// pathVersion is the number in the name of the directory that bin is in, 0 without one: 9 is older than 15, which sorting
+// by text would turn round.
+func pathVersion(bin string) int {
+	n, _ := strconv.Atoi(digits.FindString(filepath.Base(filepath.Dir(bin))))
 	return n
 }
 

@@ -69,7 +69,7 @@ func queryText(t *testing.T, url, sql string) string {
 // openDir is a directory that the server's user can reach, unlike t.TempDir for root.
 func openDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "pgserver-*")
+	dir, err := os.MkdirTemp("", "pgserver-*") //nolint:usetesting // see above
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	require.NoError(t, os.Chmod(dir, 0o755))

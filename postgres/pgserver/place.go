@@ -101,7 +101,7 @@ func serverUser() (*syscall.Credential, error) {
 		}
 		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 	}
-	return nil, errors.New("Postgres refuses to run as root, and there is no user postgres or nobody to run it as; add one")
+	return nil, errors.New("the server of Postgres refuses to run as root, and there is no user postgres or nobody to run it as; add one")
 }
 
 // reachable asks the kernel whether the server's user gets into dir: mode bits alone would miss ACLs and mounts.

@@ -80,13 +80,13 @@ func (p place) awaitPredecessor(ctx context.Context, password string) error {
 func (p place) stopPredecessor(ctx context.Context, old postmaster, password string) error {
 	conn, err := pgx.Connect(ctx, databaseURL(old.port, password, "postgres"))
 	if err != nil {
-		return nil // nobody, or not ours, or on its way down
+		return nil //nolint:nilerr // nobody, or not ours, or on its way down
 	}
 	var directory string
 	err = conn.QueryRow(ctx, "show data_directory").Scan(&directory)
 	_ = conn.Close(ctx)
 	if err != nil || directory != p.data {
-		return nil
+		return nil //nolint:nilerr // not ours
 	}
 	return syscall.Kill(old.pid, syscall.SIGINT)
 }

@@ -17,15 +17,12 @@ func makeDir() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if held, err = lockDir(dir); err != nil {
+		if _, err = lockDir(dir); err != nil {
 			continue // another process took it for abandoned before it was locked
 		}
 		return dir, os.Chmod(dir, 0o711) // the server's user passes through
 	}
 }
-
-// held keeps the lock's file from being closed by the garbage collector.
-var held *os.File
 
 func removeAbandoned() {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
@@ -35,19 +32,20 @@ func removeAbandoned() {
 			continue // in use
 		}
 		_ = os.RemoveAll(dir)
-		_ = lock.Close()
+		_ = syscall.Close(lock)
 	}
 }
 
-// lockDir takes the directory's lock; it ends with the process or when the file is closed.
-func lockDir(dir string) (*os.File, error) {
-	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+// lockDir takes the directory's lock, which is held until the descriptor is closed or the process ends. (An *os.File
+// would be closed by the garbage collector.)
+func lockDir(dir string) (descriptor int, err error) {
+	descriptor, err = syscall.Open(filepath.Join(dir, "lock"), syscall.O_CREAT|syscall.O_RDWR|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = file.Close()
-		return nil, err
+	if err := syscall.Flock(descriptor, syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = syscall.Close(descriptor)
+		return 0, err
 	}
-	return file, nil
+	return descriptor, nil
 }
