@@ -102,7 +102,7 @@ func (s *stack) start(ctx context.Context, config stackConfig, out progress) err
 		}
 		_, _ = fmt.Fprintf(out, "%5.1f s\n", time.Since(started).Seconds())
 	}
-	return nil
+	return s.writeRunning()
 }
 
 func (s *stack) openLog(level string) error {

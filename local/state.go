@@ -109,6 +109,27 @@ func newState(log db.OpenLogsRow, tenant uuid.UUID, apiKey string) state {
 	}
 }
 
+// running says where everything is while the stack runs: running.json, mode 0600, for people's scripts and for tests.
+type running struct {
+	PID         int    `json:"pid"`
+	APIURL      string `json:"api_url"`
+	UIURL       string `json:"ui_url"`
+	Temporal    string `json:"temporal"` // host:port
+	DatabaseURL string `json:"database_url"`
+}
+
+const runningFile = "running.json"
+
+func (s *stack) writeRunning() error {
+	text, err := json.MarshalIndent(running{os.Getpid(), s.apiURL, s.uiURL, s.temporal, s.dbURL}, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(s.dir, runningFile)
+	s.onStop(runningFile, func(context.Context) error { return os.Remove(path) })
+	return writeWhole(path, append(text, '\n'))
+}
+
 // writeWhole writes a file that is there whole or not at all.
 func writeWhole(path string, contents []byte) error {
 	if err := os.WriteFile(path+".tmp", contents, 0o600); err != nil {

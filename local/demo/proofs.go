@@ -132,7 +132,7 @@ func (r *run) verifyAll(ctx context.Context) error {
 
 func (r *run) showVerified(ctx context.Context, what, outcome, kind string) error {
 	for _, p := range r.proofs {
-		if p.attempt.Kind != kind || outcome != "" && p.attempt.Outcome != outcome {
+		if p.attempt.Kind != kind || p.attempt.Number > 1 || outcome != "" && p.attempt.Outcome != outcome {
 			continue
 		}
 		output, err := r.verify(ctx, p.path, "--payload", p.payload)
