@@ -29,7 +29,9 @@ const (
 	sequenceLimit = 2000
 	// sealTick is how often the loop looks for work by itself.
 	sealTick = time.Second
-	// fullScanEvery is how often the queue is read from its beginning: leaves may become visible out of order.
+	// rewind is how many queue IDs before the last one taken are read again: leaves become visible in the order of their
+	// commits, not of their IDs. And every minute the queue is read from its beginning, which is what makes it right.
+	rewind        = 10_000
 	fullScanEvery = time.Minute
 )
 
@@ -82,7 +84,7 @@ type sealer struct {
 	signer    *attestation.Signer
 	highWater *attestation.HighWater
 	logger    *zap.Logger
-	last      int64     // ID of the last leaf taken
+	last      int64     // ID after which the queue is read
 	scanned   time.Time // when the queue was last read from its beginning
 }
 
@@ -168,7 +170,7 @@ func (s *sealer) seal(ctx context.Context, force bool) error {
 		if err != nil {
 			return err
 		}
-		s.last = done.LastID
+		s.last = max(s.last, done.LastID-rewind)
 		if done.Rejected > 0 {
 			s.logger.Error("leaves set aside in attestation_dead_letters", zap.Int("leaves", done.Rejected))
 		}
