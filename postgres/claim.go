@@ -138,7 +138,8 @@ func TakeOver(ctx context.Context, pool *pgxpool.Pool, worker uuid.UUID, limit i
 // requeueSQL is a hand-over: whoever carries the delivery under the old epoch is fenced off by the new one.
 const requeueSQL = `
 with moved as (
-    update deliveries set epoch = epoch + 1, check_after = null, due_at = now() + $4 * interval '1 ms', lane = null
+    update deliveries set epoch = epoch + 1, check_after = null, due_at = now() + $4 * interval '1 ms', lane = null,
+        lost_starts = greatest(lost_starts - $5, 0)
     where id = $1 and epoch = $2 and next_attempt = $3 and state = 'pending'
     returning id, destination_id, tenant_id, next_attempt, due_at
 )
@@ -147,10 +148,11 @@ select id, destination_id, tenant_id, due_at, next_attempt from moved
 on conflict (delivery_id) do update
     set due_at = excluded.due_at, attempt = excluded.attempt, claim_id = null, claim_owner = null`
 
-// Requeue takes a delivery from whoever carries it under epoch and puts it back into the queue, due after delay. It
-// reports false if the delivery has moved on since.
-func Requeue(ctx context.Context, pool *pgxpool.Pool, delivery uuid.UUID, epoch, attempt int, delay time.Duration) (bool, error) {
-	tag, err := pool.Exec(ctx, requeueSQL, delivery, epoch, attempt, delay.Milliseconds())
+// Requeue takes a delivery from whoever carries it under epoch and puts it back into the queue, due after delay. unused
+// is how many counted starts surely never became a request: they don't count as lost. It reports false if the delivery
+// has moved on since.
+func Requeue(ctx context.Context, pool *pgxpool.Pool, delivery uuid.UUID, epoch, attempt int, delay time.Duration, unused int) (bool, error) {
+	tag, err := pool.Exec(ctx, requeueSQL, delivery, epoch, attempt, delay.Milliseconds(), unused)
 	if err != nil {
 		return false, fmt.Errorf("requeue delivery: %w", err)
 	}

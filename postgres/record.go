@@ -1,8 +1,11 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -169,12 +172,23 @@ func write(ctx context.Context, tx pgx.Tx, changes []Change) error {
 	batch := &pgx.Batch{}
 	queueAttempts(batch, changes)
 	queueDeliveries(batch, changes)
+	queueDisabled(batch, changes)
+	return tx.SendBatch(ctx, batch).Close()
+}
+
+// queueDisabled disables each destination once, in the order of their IDs: two groups that disable the same ones lock
+// them in one order.
+func queueDisabled(batch *pgx.Batch, changes []Change) {
+	reasons := map[uuid.UUID]string{}
 	for _, c := range changes {
 		if c.DisableReason != "" {
-			batch.Queue(disableSQL, c.Delivery.DestinationID, c.DisableReason)
+			reasons[c.Delivery.DestinationID] = c.DisableReason
 		}
 	}
-	return tx.SendBatch(ctx, batch).Close()
+	ids := slices.SortedFunc(maps.Keys(reasons), func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) })
+	for _, destination := range ids {
+		batch.Queue(disableSQL, destination, reasons[destination])
+	}
 }
 
 func queueAttempts(batch *pgx.Batch, changes []Change) {

@@ -1,0 +1,207 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/kapsel-io/kapsel/api/openapi"
+	"github.com/kapsel-io/kapsel/attestation"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/verify"
+)
+
+// cadence is how long an attempt waits for a signed tree head at most, as long as all goes well.
+const cadence = 10 * time.Second
+
+// proven is a leaf with a published head that covers it and the path between them.
+type proven struct {
+	leaf db.LeafOfAttemptRow
+	head publishedHead
+	key  []byte // signed the head
+	path [][]byte
+}
+
+// notSealed says that no published head covers an attempt yet, and when to come back.
+type notSealed struct{ after time.Duration }
+
+func (notSealed) Error() string { return "no signed tree head covers the attempt yet" }
+
+func (n notSealed) answer(attempt string) openapi.PendingJSONResponse {
+	wait := int((n.after + time.Second - 1) / time.Second)
+	return openapi.PendingJSONResponse{
+		Body: openapi.Pending{
+			Status: openapi.PendingStatusPending, AttemptID: attempt, RetryAfterSeconds: wait,
+			Detail: fmt.Sprintf("The attempt is recorded and waits for a signed tree head. Come back in %d s.", wait),
+		},
+		Headers: openapi.PendingResponseHeaders{RetryAfter: &wait},
+	}
+}
+
+// GetProof reads the inclusion proof of an attempt.
+func (s *Server) GetProof(ctx context.Context, request openapi.GetProofRequestObject) (openapi.GetProofResponseObject, error) {
+	p, err := s.prove(ctx, request.AttemptID, request.Params.TreeSize)
+	var wait notSealed
+	if errors.As(err, &wait) {
+		return openapi.GetProof202JSONResponse{PendingJSONResponse: wait.answer(request.AttemptID)}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("prove attempt: %w", err)
+	}
+	answer := openapi.GetProof200JSONResponse{
+		AttemptID: request.AttemptID, LeafIndex: p.leaf.LeafIndex, LeafHash: hex.EncodeToString(p.leaf.LeafHash),
+		InclusionProof: hexAll(p.path), Sth: p.head.answer(db.PublicLogRow{ID: p.leaf.LogID, Origin: p.leaf.Origin}),
+	}
+	if p.leaf.Leaf != nil {
+		leaf := base64.StdEncoding.EncodeToString(p.leaf.Leaf)
+		answer.Leaf = &leaf
+	}
+	return answer, nil
+}
+
+// DownloadProof hands out the proof package. It was verified before it leaves: see attestation.Evidence.
+func (s *Server) DownloadProof(ctx context.Context, request openapi.DownloadProofRequestObject) (openapi.DownloadProofResponseObject, error) {
+	p, err := s.prove(ctx, request.AttemptID, request.Params.TreeSize)
+	var wait notSealed
+	if errors.As(err, &wait) {
+		return openapi.DownloadProof202JSONResponse{PendingJSONResponse: wait.answer(request.AttemptID)}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("prove attempt: %w", err)
+	}
+	if p.leaf.Leaf == nil {
+		return nil, &problem{kind: kindGone, detail: "The leaf has been erased. Its hash and its proof remain: see /api/v1/attestation/proof."}
+	}
+	pkg, err := p.proofPackage()
+	if err != nil {
+		return nil, err
+	}
+	return newDownload(request.AttemptID, pkg, value(request.Params.IfNoneMatch)), nil
+}
+
+func (p *proven) proofPackage() ([]byte, error) {
+	var salts *verify.Salts
+	if secrets := p.leaf.Secrets; secrets != nil {
+		var err error
+		if salts, err = attestation.SaltsOf(secrets[:attestation.SecretSize], secrets[attestation.SecretSize:]); err != nil {
+			return nil, err
+		}
+	}
+	return attestation.Evidence{
+		Origin:     p.leaf.Origin,
+		Key:        p.key,
+		Leaf:       p.leaf.Leaf,
+		Salts:      salts,
+		Proof:      verify.InclusionProof{LeafIndex: uint64(p.leaf.LeafIndex), TreeSize: uint64(p.head.TreeSize), Hashes: p.path},
+		Head:       p.head.signed(),
+		Checkpoint: p.head.Checkpoint,
+	}.Package()
+}
+
+// download is a file that may be asked for again: later it may hold more (anchors), so it is never fresh without asking.
+type download struct {
+	name      string
+	body      []byte
+	etag      string
+	unchanged bool
+}
+
+func newDownload(attempt string, body []byte, ifNoneMatch string) download {
+	sum := sha256.Sum256(body)
+	d := download{name: attempt + ".proof.json", body: body, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}
+	for tag := range strings.SplitSeq(ifNoneMatch, ",") {
+		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+		d.unchanged = d.unchanged || tag == d.etag || tag == "*"
+	}
+	return d
+}
+
+func (d download) VisitDownloadProofResponse(w http.ResponseWriter) error {
+	w.Header().Set("Cache-Control", "private, no-cache")
+	w.Header().Set("ETag", d.etag)
+	if d.unchanged {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	w.Header().Set("Content-Type", verify.MediaType)
+	w.Header().Set("Content-Disposition", `attachment; filename="`+d.name+`"`)
+	_, err := bytes.NewReader(d.body).WriteTo(w)
+	return err
+}
+
+// prove finds an attempt's leaf, the head to prove it against and the path between them. The error is notSealed for an
+// attempt that is recorded but under no published head; whether it has an index by then is nobody's business.
+func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*proven, error) {
+	attemptID, err := id.Attempt.Parse(attempt)
+	if err != nil {
+		return nil, notFound("attempt")
+	}
+	if treeSize != nil && *treeSize < 1 {
+		return nil, invalidParameter("tree_size", "must be at least 1")
+	}
+	var p *proven
+	err = s.inTenant(ctx, func(tx pgx.Tx, _ uuid.UUID) error {
+		q := db.New(tx)
+		leaf, err := q.LeafOfAttempt(ctx, attemptID)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return waiting(ctx, q, attemptID)
+		}
+		if err != nil {
+			return err
+		}
+		p = &proven{leaf: leaf}
+		if p.head, err = headFor(ctx, q, attemptID, leaf, treeSize); err != nil {
+			return err
+		}
+		if p.key, err = q.LogKey(ctx, leaf.LogID, p.head.KeyID); err != nil {
+			return fmt.Errorf("read the head's key: %w", err)
+		}
+		p.path, err = attestation.ProveInclusion(ctx, tileReader(tx, leaf.LogID), uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
+		return err
+	})
+	return p, err
+}
+
+// waiting tells an attempt that isn't published yet from one that isn't there, or is another tenant's.
+func waiting(ctx context.Context, q *db.Queries, attempt uuid.UUID) error {
+	age, err := q.AttemptAge(ctx, attempt)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return notFound("attempt")
+	}
+	if err != nil {
+		return err
+	}
+	left := cadence - time.Duration(age*float64(time.Second))
+	return notSealed{after: max(left, time.Second)} // where sealing is late, ask again often
+}
+
+// headFor finds the earliest published head that covers the leaf, or the one of the size that was asked for.
+func headFor(ctx context.Context, q *db.Queries, attempt uuid.UUID, leaf db.LeafOfAttemptRow, treeSize *int64) (publishedHead, error) {
+	first, err := q.FirstSignedHeadAbove(ctx, leaf.LogID, leaf.LeafIndex)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return publishedHead{}, waiting(ctx, q, attempt)
+	}
+	if err != nil || treeSize == nil {
+		return publishedHead(first), err
+	}
+	if *treeSize <= leaf.LeafIndex {
+		return publishedHead{}, invalidParameter("tree_size", "must be more than %d, the attempt's leaf index", leaf.LeafIndex)
+	}
+	head, err := q.FirstSignedHeadOfSize(ctx, leaf.LogID, *treeSize)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return publishedHead{}, &problem{kind: kindNotFound, field: "tree_size",
+			detail: "tree_size must be the size of a published tree head. Leave it out for the earliest one that covers the attempt."}
+	}
+	return publishedHead(head), err
+}

@@ -1,0 +1,76 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/maypok86/otter/v2"
+
+	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/webhook"
+)
+
+// endpoint is what the way in needs to know of an endpoint.
+type endpoint struct {
+	id, tenant, log uuid.UUID
+	source          webhook.Source
+	duplicates      webhook.DuplicatePolicy
+	secrets         [][]byte
+	destinations    []uuid.UUID
+}
+
+// How long a process may go by what it read of an endpoint, and for how many endpoints it remembers it.
+const (
+	endpointTTL      = 2 * time.Second
+	cachedEndpoints  = 10_000
+	endpointLoadTime = 5 * time.Second
+)
+
+// endpointCache remembers endpoints, and also that there is none, for endpointTTL. Concurrent misses of one endpoint
+// share one query.
+type endpointCache struct {
+	pool  *pgxpool.Pool
+	cache *otter.Cache[uuid.UUID, *endpoint] // nil: there is none
+}
+
+func newEndpointCache(pool *pgxpool.Pool) *endpointCache {
+	return &endpointCache{pool: pool, cache: otter.Must(&otter.Options[uuid.UUID, *endpoint]{
+		MaximumSize:      cachedEndpoints,
+		ExpiryCalculator: otter.ExpiryWriting[uuid.UUID, *endpoint](endpointTTL),
+	})}
+}
+
+// get returns the endpoint, or nil if there is none.
+func (c *endpointCache) get(ctx context.Context, id uuid.UUID) (*endpoint, error) {
+	return c.cache.Get(ctx, id, otter.LoaderFunc[uuid.UUID, *endpoint](c.load))
+}
+
+// forget makes the next request read the endpoint again. Other processes find out when their memory ends.
+func (c *endpointCache) forget(id uuid.UUID) { c.cache.Invalidate(id) }
+
+// load runs on behalf of all who wait for this endpoint, so it doesn't end with the one who came first.
+func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endpointLoadTime)
+	defer cancel()
+	row, err := db.New(c.pool).EndpointForIngest(ctx, id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil //nolint:nilnil // that there is none is remembered like any other answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read endpoint: %w", err)
+	}
+	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, secrets: row.Secrets, destinations: row.Destinations}
+	if err := json.Unmarshal(row.Verification, &e.source); err != nil {
+		return nil, fmt.Errorf("read verification of endpoint %s: %w", id, err)
+	}
+	if err := json.Unmarshal(row.Duplicates, &e.duplicates); err != nil {
+		return nil, fmt.Errorf("read duplicate policy of endpoint %s: %w", id, err)
+	}
+	return e, nil
+}

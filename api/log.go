@@ -1,0 +1,212 @@
+package api
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/kapsel-io/kapsel/api/openapi"
+	"github.com/kapsel-io/kapsel/attestation"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/verify"
+)
+
+// What is everybody's of a log: its heads, its keys, and that one head follows from another. Nothing beyond the newest
+// head that carries both signatures is handed out, be it a root, a proof or the number of leaves.
+
+// publishedHead is a head that carries both signatures.
+type publishedHead db.NewestSignedHeadRow
+
+func (h publishedHead) signed() verify.SignedTreeHead {
+	return verify.SignedTreeHead{TreeSize: uint64(h.TreeSize), Timestamp: h.Timestamp, RootHash: h.RootHash, Signature: h.Signature}
+}
+
+func (h publishedHead) answer(log db.PublicLogRow) openapi.SignedTreeHead {
+	return openapi.SignedTreeHead{
+		LogID: id.Log.Format(log.ID), Origin: log.Origin, LogKeyID: hex.EncodeToString(h.KeyID),
+		TreeSize: h.TreeSize, Timestamp: h.Timestamp, RootHash: hex.EncodeToString(h.RootHash),
+		Signature: hex.EncodeToString(h.Signature), Checkpoint: string(h.Checkpoint),
+	}
+}
+
+// GetTreeHead reads the newest head.
+func (s *Server) GetTreeHead(ctx context.Context, request openapi.GetTreeHeadRequestObject) (openapi.GetTreeHeadResponseObject, error) {
+	log, err := s.findLog(ctx, request.Params.Log)
+	if err != nil {
+		return nil, err
+	}
+	head, err := s.newestHead(ctx, log.ID)
+	if err != nil {
+		return nil, err
+	}
+	return notCached{GetTreeHeadResponseObject: openapi.GetTreeHead200JSONResponse(head.answer(log))}, nil
+}
+
+// GetCheckpoint reads the newest head as the note that tile clients read, at the path that C2SP tlog-tiles gives it.
+func (s *Server) GetCheckpoint(ctx context.Context, request openapi.GetCheckpointRequestObject) (openapi.GetCheckpointResponseObject, error) {
+	log, err := s.findLog(ctx, &request.Log)
+	var p *problem
+	if errors.As(err, &p) && p.kind == kindParameter {
+		return nil, notFound("log") // a path that can't name a log names nothing
+	}
+	if err != nil {
+		return nil, err
+	}
+	head, err := s.newestHead(ctx, log.ID)
+	if err != nil {
+		return nil, err
+	}
+	return note(head.Checkpoint), nil
+}
+
+// note is a signed note as the C2SP documents want it served.
+type note []byte
+
+func (n note) VisitGetCheckpointResponse(w http.ResponseWriter) error {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-cache")
+	_, err := w.Write(n)
+	return err
+}
+
+// notCached is an answer that grows old at once.
+type notCached struct {
+	openapi.GetTreeHeadResponseObject
+}
+
+func (n notCached) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
+	w.Header().Set("Cache-Control", "no-cache")
+	return n.GetTreeHeadResponseObject.VisitGetTreeHeadResponse(w)
+}
+
+// GetConsistencyProof reads the proof between two sizes that the log has had.
+func (s *Server) GetConsistencyProof(ctx context.Context, request openapi.GetConsistencyProofRequestObject) (openapi.GetConsistencyProofResponseObject, error) {
+	oldSize, newSize := request.Params.OldSize, request.Params.NewSize
+	if oldSize < 1 {
+		return nil, invalidParameter("old_size", "must be at least 1, since any tree follows from the empty one")
+	}
+	if newSize < oldSize {
+		return nil, invalidParameter("new_size", "must be at least old_size")
+	}
+	log, err := s.findLog(ctx, request.Params.Log)
+	if err != nil {
+		return nil, err
+	}
+	head, err := s.newestHead(ctx, log.ID)
+	if err != nil {
+		return nil, err
+	}
+	if newSize > head.TreeSize {
+		return nil, &problem{kind: kindNotFound, field: "new_size",
+			detail: fmt.Sprintf("new_size must be at most %d, the size of the newest signed tree head.", head.TreeSize)}
+	}
+	hashes, err := attestation.ProveConsistency(ctx, tileReader(s.config.API, log.ID), uint64(oldSize), uint64(newSize))
+	if err != nil {
+		return nil, err
+	}
+	return openapi.GetConsistencyProof200JSONResponse{
+		LogID: id.Log.Format(log.ID), OldSize: oldSize, NewSize: newSize, ConsistencyProof: hexAll(hashes),
+	}, nil
+}
+
+// ListKeys lists the keys of a log, also those that are retired: old heads remain signed by them.
+func (s *Server) ListKeys(ctx context.Context, request openapi.ListKeysRequestObject) (openapi.ListKeysResponseObject, error) {
+	log, err := s.findLog(ctx, request.Params.Log)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := db.New(s.config.API).LogKeys(ctx, log.ID)
+	if err != nil {
+		return nil, fmt.Errorf("read keys of a log: %w", err)
+	}
+	answer := openapi.ListKeys200JSONResponse{LogID: id.Log.Format(log.ID), Origin: log.Origin, Keys: []openapi.Key{}}
+	for _, row := range rows {
+		key := openapi.Key{
+			LogKeyID: hex.EncodeToString(row.KeyID), PublicKey: hex.EncodeToString(row.PublicKey), Purpose: row.Purpose,
+			NotBefore: row.NotBefore, NotAfter: row.NotAfter,
+		}
+		if row.Purpose == "log" {
+			vkey := verify.VKey(log.Origin, row.PublicKey)
+			key.Vkey = &vkey
+		}
+		answer.Keys = append(answer.Keys, key)
+	}
+	return answer, nil
+}
+
+// findLog finds the log that is named, or the only one that is open. Which logs there are it doesn't tell: a tenant may
+// have one of its own.
+func (s *Server) findLog(ctx context.Context, name *string) (db.PublicLogRow, error) {
+	q := db.New(s.config.API)
+	if name == nil {
+		logs, err := q.OpenPublicLogs(ctx)
+		switch {
+		case err != nil:
+			return db.PublicLogRow{}, fmt.Errorf("find log: %w", err)
+		case len(logs) == 0:
+			return db.PublicLogRow{}, notFound("log")
+		case len(logs) > 1:
+			return db.PublicLogRow{}, invalidParameter("log", "is needed, because there are several logs. It is in the origin of every proof")
+		}
+		return db.PublicLogRow(logs[0]), nil
+	}
+	logID, err := id.Log.Parse(*name)
+	if err != nil {
+		return db.PublicLogRow{}, invalidParameter("log", "must be an ID that starts with log_")
+	}
+	log, err := q.PublicLog(ctx, logID)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return db.PublicLogRow{}, notFound("log")
+	}
+	if err != nil {
+		return db.PublicLogRow{}, fmt.Errorf("find log: %w", err)
+	}
+	return log, nil
+}
+
+func (s *Server) newestHead(ctx context.Context, log uuid.UUID) (publishedHead, error) {
+	row, err := db.New(s.config.API).NewestSignedHead(ctx, log)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return publishedHead{}, &problem{kind: kindNotFound, retryAfter: cadence,
+			detail: "The log has no signed tree head yet. The first one follows soon; come back then."}
+	}
+	if err != nil {
+		return publishedHead{}, fmt.Errorf("read newest head: %w", err)
+	}
+	return publishedHead(row), nil
+}
+
+// tileReader reads tiles from a pool or a transaction. They may be wider than a published size; proofs take what they
+// need of them.
+func tileReader(from db.DBTX, log uuid.UUID) attestation.TileReader {
+	return func(ctx context.Context, ids []attestation.TileID) (map[attestation.TileID][]byte, error) {
+		wanted := make([]postgres.TileID, len(ids))
+		for i, tile := range ids {
+			wanted[i] = postgres.TileID(tile)
+		}
+		stored, err := postgres.ReadTiles(ctx, from, log, wanted)
+		if err != nil {
+			return nil, err
+		}
+		tiles := make(map[attestation.TileID][]byte, len(stored))
+		for tile, hashes := range stored {
+			tiles[attestation.TileID(tile)] = hashes
+		}
+		return tiles, nil
+	}
+}
+
+func hexAll(hashes [][]byte) []string {
+	all := make([]string, len(hashes))
+	for i, h := range hashes {
+		all[i] = hex.EncodeToString(h)
+	}
+	return all
+}

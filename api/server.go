@@ -1,0 +1,199 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/zap"
+
+	"github.com/kapsel-io/kapsel/api/openapi"
+	"github.com/kapsel-io/kapsel/postgres"
+)
+
+// Config says what a Server works with. Only the pools are needed.
+type Config struct {
+	// Engine is a pool of role kapsel_engine, for ingest.
+	Engine *pgxpool.Pool
+	// API is a pool of role kapsel_api, for everything else.
+	API *pgxpool.Pool
+	// Log gets one line per request, without bodies, headers and secrets. Default: none.
+	Log *zap.Logger
+	// Notify is called after each commit that gave dispatchers work. It must not block. Default: nothing is called.
+	Notify func()
+	// Allow are the networks that destinations may have addresses in although they aren't public. Default: none.
+	Allow []netip.Prefix
+	// PublicURL is where clients reach this server, such as https://kapsel.example; it begins the ingest URLs that they
+	// are shown. Default: none, and the URLs are relative.
+	PublicURL string
+	// BodyTimeout bounds how long a webhook's body may take to arrive. Default: 30 s.
+	BodyTimeout time.Duration
+	// MaxBodyBytes bounds the bodies of all webhooks that are being read or committed, together; beyond it they are
+	// answered 503. Default: 256 MiB.
+	MaxBodyBytes int64
+}
+
+// Server answers HTTP requests. It implements openapi.StrictServerInterface.
+type Server struct {
+	config    Config
+	endpoints *endpointCache
+	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
+	bodies    budget
+	handler   http.Handler
+}
+
+// How long things may take. A request's handler is done before its write timeout.
+const (
+	readHeaderTimeout = 10 * time.Second
+	requestTimeout    = 20 * time.Second // of a handler, without the time in which an ingested body arrives
+	readTimeout       = 60 * time.Second
+	writeTimeout      = 90 * time.Second
+	idleTimeout       = 120 * time.Second
+	drainTimeout      = 30 * time.Second
+	maxHeaderBytes    = 64 << 10
+)
+
+// setMode keeps gin from writing to standard output. It is global.
+var setMode = sync.OnceFunc(func() { gin.SetMode(gin.ReleaseMode) })
+
+// New makes a server. It needs no Postgres yet. Close it.
+func New(config Config) (*Server, error) {
+	if config.Engine == nil || config.API == nil {
+		return nil, errors.New("api needs a pool of role kapsel_engine and one of role kapsel_api")
+	}
+	if err := config.setDefaults(); err != nil {
+		return nil, err
+	}
+	s := &Server{config: config, bodies: budget{max: config.MaxBodyBytes}}
+	s.endpoints = newEndpointCache(config.Engine)
+	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
+		Commit: s.commit,
+		Size:   (*postgres.Acceptance).Size,
+	})
+	s.handler = s.routes()
+	return s, nil
+}
+
+func (c *Config) setDefaults() error {
+	if c.PublicURL != "" {
+		u, err := url.Parse(c.PublicURL)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+			return errors.New("the public URL must be like https://kapsel.example, without query and fragment")
+		}
+		c.PublicURL = strings.TrimSuffix(c.PublicURL, "/")
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	if c.Notify == nil {
+		c.Notify = func() {}
+	}
+	if c.BodyTimeout == 0 {
+		c.BodyTimeout = 30 * time.Second
+	}
+	if c.MaxBodyBytes == 0 {
+		c.MaxBodyBytes = 256 << 20
+	}
+	return nil
+}
+
+// The routes that the code names; all others stand in openapi.yaml only.
+const (
+	routeIngest = "/ingest/:endpoint_id"
+	routeLive   = "/health/live"
+	routeReady  = "/health/ready"
+	apiPrefix   = "/api/v1/"
+)
+
+func (s *Server) routes() http.Handler {
+	setMode()
+	engine := gin.New()
+	engine.ContextWithFallback = true // handlers get the gin.Context as their context: it must end with the request
+	engine.HandleMethodNotAllowed = true
+	engine.RedirectTrailingSlash = false // a redirected POST would lose its body
+	engine.Use(nameRequest, s.logRequest, s.recoverPanic, secure)
+	engine.NoRoute(func(c *gin.Context) {
+		s.fail(c, &problem{kind: kindNotFound, detail: "There is nothing at this path."})
+	})
+	engine.NoMethod(func(c *gin.Context) {
+		s.fail(c, &problem{kind: kindMethod, detail: "Use one of the methods in the Allow header."})
+	})
+	engine.POST(routeIngest, s.ingest)
+
+	managed := engine.Group("", s.limitTime, s.authenticate, s.checkBody)
+	strict := openapi.NewStrictHandlerWithOptions(s, nil, openapi.StrictGinServerOptions{
+		RequestErrorHandlerFunc:  s.fail,
+		HandlerErrorFunc:         s.fail,
+		ResponseErrorHandlerFunc: s.fail,
+	})
+	openapi.RegisterHandlersWithOptions(managed, strict, openapi.GinServerOptions{ErrorHandler: s.failParameter})
+	return engine
+}
+
+// secure sets what every answer carries: it is data, and no browser should take it for anything else.
+func secure(c *gin.Context) {
+	c.Writer.Header().Set("X-Content-Type-Options", "nosniff")
+}
+
+// limitTime bounds a handler, so that a stalled Postgres is answered and not waited for.
+func (s *Server) limitTime(c *gin.Context) {
+	ctx, cancel := context.WithTimeout(c.Request.Context(), requestTimeout)
+	defer cancel()
+	c.Request = c.Request.WithContext(ctx)
+	c.Next()
+}
+
+// failParameter answers for the generated code, whose errors begin with what and the parameter's name.
+func (s *Server) failParameter(c *gin.Context, err error, _ int) {
+	for _, before := range []string{"Invalid format for parameter ", "Query argument ", "Expected one value for "} {
+		if rest, ok := strings.CutPrefix(err.Error(), before); ok {
+			name, _, _ := strings.Cut(strings.NewReplacer(":", " ", ",", " ").Replace(rest), " ")
+			s.fail(c, invalidParameter(name, "is missing, repeated or not of the type that it must have"))
+			return
+		}
+	}
+	s.fail(c, &problem{kind: kindParameter, detail: "A parameter is malformed. Compare the request with the API's description.", cause: err})
+}
+
+// Handler returns what answers requests, for callers that bring a server of their own.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Close commits what was taken in and ends the server; requests that come later are answered 503. Pools stay open.
+func (s *Server) Close() { s.group.Close() }
+
+// Serve answers requests on listener until ctx ends; then it takes no new ones, gives those in flight 30 s, and closes
+// the server. It returns nil if all of them were answered.
+func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+	defer s.Close()
+	server := &http.Server{
+		Handler:           s.handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          zap.NewStdLog(s.config.Log.Named("http")),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve HTTP: %w", err)
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := server.Shutdown(drain); err != nil {
+		return errors.Join(fmt.Errorf("drain HTTP requests: %w", err), server.Close())
+	}
+	return nil
+}
