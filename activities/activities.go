@@ -39,6 +39,8 @@ type SendResult struct {
 	Moved bool
 	// Held: nothing was sent, because the destination is paused, disabled or removed.
 	Held bool
+	// Unused (of a held one): the start that the claim counted was this one's, so nothing was sent for it.
+	Unused bool
 	// Progress is where the delivery stands, once the attempt is recorded.
 	Progress *Progress
 	// Unrecorded is the outcome of a request that was sent and could not be recorded in time; RecordAttempt does it.

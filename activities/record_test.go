@@ -147,7 +147,7 @@ func TestRecordByAFencedOffCarrierChangesNothing(t *testing.T) {
 	r := b.recorder(t)
 	delivery := b.claimed(t, 1)[0]
 	record(t, r, delivery, 0, 1, retried(time.Hour))
-	moved, err := postgres.Requeue(t.Context(), b.engine, delivery, 0, 2, 0)
+	moved, err := postgres.Requeue(t.Context(), b.engine, delivery, 0, 2, 0, 0)
 	require.NoError(t, err)
 	require.True(t, moved)
 	before, attempts, _ := b.explained(t, delivery)

@@ -14,6 +14,8 @@ type RequeueInput struct {
 	Epoch      int
 	Attempt    int
 	Delay      time.Duration
+	// Unused: the claim counted a start of which it is certain that no request was made.
+	Unused bool
 }
 
 // Requeue hands a delivery back to the queue under the next epoch; no attempt is used up.
@@ -23,6 +25,10 @@ func (a *Activities) Requeue(ctx context.Context, in RequeueInput) error {
 	if err != nil {
 		return err
 	}
-	_, err = postgres.Requeue(ctx, a.DB, delivery, in.Epoch, in.Attempt, in.Delay)
+	unused := 0
+	if in.Unused {
+		unused = 1
+	}
+	_, err = postgres.Requeue(ctx, a.DB, delivery, in.Epoch, in.Attempt, in.Delay, unused)
 	return err
 }

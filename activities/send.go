@@ -60,7 +60,7 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	case errors.Is(err, postgres.ErrMoved):
 		return a.alreadyRecorded(ctx, deliveryID, in)
 	case errors.Is(err, postgres.ErrHeld):
-		return SendResult{Held: true}, nil
+		return SendResult{Held: true, Unused: counted}, nil
 	case err != nil:
 		return SendResult{}, temporal.NewApplicationErrorWithCause("start attempt", notSent, err)
 	}

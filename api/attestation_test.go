@@ -40,7 +40,7 @@ func TestAProofPackageVerifiesOffline(t *testing.T) {
 	for attempt, body := range payloads {
 		a := b.get(t, "/api/v1/attestation/download-proof/"+attempt)
 		require.Equal(t, 200, a.status, "%s", a.body)
-		payload, response, url := []byte(body), []byte(sentResponse), []byte(sentURL)
+		payload, response, url := []byte(body), []byte(sentResponse), sentURL
 		result, err := verify.Package(a.body, verify.Options{VKey: b.log.VKey, Payload: &payload, Response: &response, URL: &url})
 		require.NoError(t, err)
 		require.True(t, result.Delivered())

@@ -21,7 +21,7 @@ func TestPostgresGoesAndComesBack(t *testing.T) {
 	server, err := pgserver.Start(t.Context(), config)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = server.Stop(context.Background()) })
-	_, err = migrations.Up(t.Context(), server.URL("postgres"))
+	_, err = migrations.Up(t.Context(), server.URL("postgres"), 2)
 	require.NoError(t, err)
 	b := prepare(t, server.URL("postgres"))
 	b.serve(t)

@@ -68,7 +68,9 @@ func leafOf(t testing.TB, d *postgres.Delivery, number int, kind, outcome string
 		Duration: 41 * time.Millisecond, EndpointURL: sentURL, ResponseStatus: status,
 	}
 	secret := attestation.AttemptSecret(d.Secret, d.ID, number)
-	commit := func(label, x string) string { return attestation.Commit(label, verify.DeriveSalt(secret, label), []byte(x)) }
+	commit := func(label, x string) string {
+		return attestation.Commit(label, verify.DeriveSalt(secret, label), []byte(x))
+	}
 	leaf := verify.Leaf{
 		AttemptID: id.Attempt.Format(a.ID), AttemptNumber: int64(d.NextAttempt), AttemptedAt: verify.FormatTime(a.AttemptedAt),
 		DeliveryID: id.Delivery.Format(d.ID), DestinationID: id.Destination.Format(d.DestinationID), DurationMS: a.Duration.Milliseconds(),

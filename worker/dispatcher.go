@@ -231,7 +231,7 @@ func (d *Dispatcher) adopt(ctx context.Context, c postgres.Claimed) error {
 	if err != nil || runs {
 		return err
 	}
-	requeued, err := postgres.Requeue(ctx, d.db, c.DeliveryID, c.Epoch, c.Attempt, 0)
+	requeued, err := postgres.Requeue(ctx, d.db, c.DeliveryID, c.Epoch, c.Attempt, 0, 0)
 	if err != nil {
 		return err
 	}

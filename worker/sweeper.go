@@ -67,7 +67,7 @@ func (s *Sweeper) sweep(ctx context.Context) error {
 }
 
 func (s *Sweeper) handOver(ctx context.Context, c postgres.Claimed) error {
-	requeued, err := postgres.Requeue(ctx, s.db, c.DeliveryID, c.Epoch, c.Attempt, 0)
+	requeued, err := postgres.Requeue(ctx, s.db, c.DeliveryID, c.Epoch, c.Attempt, 0, 0)
 	if err != nil || !requeued {
 		return err
 	}

@@ -79,7 +79,7 @@ func (d *deliverer) run(ctx workflow.Context) (DeliverResult, error) {
 		case sent.Moved:
 			return d.end(ctx, OutcomeSuperseded)
 		case sent.Held:
-			return d.park(ctx)
+			return d.park(ctx, sent.Unused)
 		}
 		progress, err := d.recorded(ctx, sent)
 		if err != nil {
@@ -150,9 +150,9 @@ func (d *deliverer) wait(ctx workflow.Context, delay time.Duration) error {
 }
 
 // park puts a delivery whose destination is held back into the queue, where it waits at no cost.
-func (d *deliverer) park(ctx workflow.Context) (DeliverResult, error) {
+func (d *deliverer) park(ctx workflow.Context, unused bool) (DeliverResult, error) {
 	var a *activities.Activities
-	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Delay: heldDelay}
+	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Delay: heldDelay, Unused: unused}
 	if err := workflow.ExecuteActivity(recordOptions(ctx), a.Requeue, in).Get(ctx, nil); err != nil {
 		return DeliverResult{}, err
 	}
