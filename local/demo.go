@@ -13,7 +13,8 @@ import (
 	"github.com/kapsel-io/kapsel/local/demo"
 )
 
-func demoCommand(config *stackConfig) *cobra.Command {
+func demoCommand() *cobra.Command {
+	var config stackConfig
 	var exit bool
 	cmd := &cobra.Command{
 		Use:   "demo",
@@ -28,9 +29,10 @@ With --exit it stops then, with status 0 only if everything it says was checked 
   go run ./local demo --exit`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runDemo(cmd.Context(), *config, exit, cmd.OutOrStdout())
+			return runDemo(cmd.Context(), config, exit, cmd.OutOrStdout())
 		},
 	}
+	addStackFlags(cmd.Flags(), &config)
 	cmd.Flags().BoolVar(&exit, "exit", false, "stop when the demo is over")
 	return cmd
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func main() {
@@ -42,15 +43,19 @@ Ctrl-C stops everything in order. It needs the binaries of a Postgres server (15
 			return run(cmd.Context(), config, cmd.OutOrStdout())
 		},
 	}
-	flags := root.PersistentFlags()
+	addStackFlags(root.Flags(), &config)
+	root.AddCommand(demoCommand(), receiveCommand())
+	return root
+}
+
+// addStackFlags adds what says where the stack keeps its data and listens.
+func addStackFlags(flags *pflag.FlagSet, config *stackConfig) {
 	flags.StringVar(&config.Dir, "dir", ".kapsel", "where data, keys and logs are kept")
 	flags.IntVar(&config.APIPort, "api-port", 8080, "port of the api; 0 picks a free one")
 	flags.IntVar(&config.PostgresPort, "postgres-port", 0, "port of Postgres; 0 picks a free one")
 	flags.IntVar(&config.TemporalPort, "temporal-port", 7233, "port of Temporal; 0 picks a free one")
 	flags.IntVar(&config.UIPort, "ui-port", 8233, "port of Temporal's Web UI; 0 picks a free one")
 	flags.StringVar(&config.LogLevel, "log-level", "warn", "what kapsel.log gets: debug, info, warn or error")
-	root.AddCommand(demoCommand(&config))
-	return root
 }
 
 // run keeps the stack up until ctx ends.

@@ -118,7 +118,10 @@ type running struct {
 	DatabaseURL string `json:"database_url"`
 }
 
-const runningFile = "running.json"
+const (
+	runningFile = "running.json"
+	envFile     = "env"
+)
 
 func (s *stack) writeRunning() error {
 	text, err := json.MarshalIndent(running{os.Getpid(), s.apiURL, s.uiURL, s.temporal, s.dbURL}, "", "  ")
@@ -127,7 +130,13 @@ func (s *stack) writeRunning() error {
 	}
 	path := filepath.Join(s.dir, runningFile)
 	s.onStop(runningFile, func(context.Context) error { return os.Remove(path) })
-	return writeWhole(path, append(text, '\n'))
+	return errors.Join(s.writeEnv(), writeWhole(path, append(text, '\n')))
+}
+
+// writeEnv says the same to a shell, which reads it with `. .kapsel/env`. No value needs quoting.
+func (s *stack) writeEnv() error {
+	text := fmt.Sprintf("API_URL=%s\nAPI_KEY=%s\nPUBLIC_KEY=%s\n", s.apiURL, s.state.APIKey, s.state.PublicKey)
+	return writeWhole(filepath.Join(s.dir, envFile), []byte(text))
 }
 
 // writeWhole writes a file that is there whole or not at all.

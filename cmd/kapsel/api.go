@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/api"
 	"github.com/kapsel-io/kapsel/postgres"
@@ -49,7 +50,10 @@ Variables: DATABASE_URL, DATABASE_MAX_CONNS, LISTEN_ADDR, PUBLIC_URL, ALLOW_NETW
 			if err != nil {
 				return err
 			}
-			return server.Serve(cmd.Context(), listener)
+			log.Info("api started", zap.Stringer("address", listener.Addr()))
+			err = server.Serve(cmd.Context(), listener)
+			log.Info("api stopped", zap.Error(err))
+			return err
 		},
 	}
 }

@@ -118,30 +118,38 @@ func (r *run) verifyAll(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	for _, example := range []struct{ what, outcome, kind string }{
-		{"A webhook that was delivered:", "delivered", "attempt"},
-		{"An attempt that the flaky receiver turned away:", "retry", "attempt"},
-		{"The decision to try the dead receiver no more:", "", "dead"},
+	for _, example := range []struct {
+		what     string
+		receiver *receiver
+		kind     string
+	}{
+		{"A webhook that was delivered:", r.receivers.healthy, "attempt"},
+		{"An attempt that the flaky receiver turned away:", r.receivers.flaky, "attempt"},
+		{"The decision to try the dead receiver no more:", r.receivers.dead, "dead"},
 	} {
-		if err := r.showVerified(ctx, example.what, example.outcome, example.kind); err != nil {
+		if err := r.showVerified(ctx, example.what, example.receiver, example.kind); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *run) showVerified(ctx context.Context, what, outcome, kind string) error {
+// showVerified shows the verdict on the first proof of this kind for a receiver.
+func (r *run) showVerified(ctx context.Context, what string, receiver *receiver, kind string) error {
 	for _, p := range r.proofs {
-		if p.attempt.Kind != kind || p.attempt.Number > 1 || outcome != "" && p.attempt.Outcome != outcome {
+		if p.attempt.Kind != kind || p.attempt.Number > 1 || p.attempt.EndpointURL != receiver.url {
 			continue
 		}
 		output, err := r.verify(ctx, p.path, "--payload", p.payload)
 		if err != nil {
 			return err
 		}
-		r.say("\n  %s\n  $ kapsel-verify --proof %s \\\n      --public-key %s --payload %s", what,
+		_, _ = fmt.Fprintf(r.Out, "\n  %s\n  $ kapsel-verify --proof %s \\\n      --public-key %s --payload %s\n", what,
 			filepath.Base(p.path), r.PublicKey, filepath.Base(p.payload))
-		r.quote(output + "\n")
+		for line := range strings.Lines(output) {
+			_, _ = fmt.Fprint(r.Out, "    "+line)
+		}
+		_, _ = fmt.Fprintln(r.Out)
 		return nil
 	}
 	return errors.New("there is no such attempt")
@@ -171,7 +179,7 @@ func (r *run) tamper(ctx context.Context) error {
 	if !rejected(err) {
 		return errors.New("a proof was accepted for another webhook's payload")
 	}
-	r.say("%-16s rejected: %s", "another payload", output)
+	r.say("%-16s %s", "another payload", output)
 	return nil
 }
 
@@ -196,12 +204,6 @@ func (r *run) tamperWith(ctx context.Context, original []byte, name string, flip
 	if !rejected(err) {
 		return fmt.Errorf("a package with a changed %s was not rejected: %v: %s", name, err, output)
 	}
-	r.say("%-16s rejected: %s", name, output)
+	r.say("%-16s %s", name, output)
 	return nil
-}
-
-func (r *run) quote(output string) {
-	for line := range strings.Lines(output) {
-		_, _ = fmt.Fprint(r.Out, "    "+line)
-	}
 }
