@@ -33,12 +33,12 @@ type proven struct {
 	path [][]byte
 }
 
-// notSealed says that no published head covers an attempt yet, and when to come back.
-type notSealed struct{ after time.Duration }
+// notSealedError says that no published head covers an attempt yet, and when to come back.
+type notSealedError struct{ after time.Duration }
 
-func (notSealed) Error() string { return "no signed tree head covers the attempt yet" }
+func (notSealedError) Error() string { return "no signed tree head covers the attempt yet" }
 
-func (n notSealed) answer(attempt string) openapi.PendingJSONResponse {
+func (n notSealedError) answer(attempt string) openapi.PendingJSONResponse {
 	wait := int((n.after + time.Second - 1) / time.Second)
 	return openapi.PendingJSONResponse{
 		Body: openapi.Pending{
@@ -52,7 +52,7 @@ func (n notSealed) answer(attempt string) openapi.PendingJSONResponse {
 // GetProof reads the inclusion proof of an attempt.
 func (s *Server) GetProof(ctx context.Context, request openapi.GetProofRequestObject) (openapi.GetProofResponseObject, error) {
 	p, err := s.prove(ctx, request.AttemptID, request.Params.TreeSize)
-	var wait notSealed
+	var wait notSealedError
 	if errors.As(err, &wait) {
 		return openapi.GetProof202JSONResponse{PendingJSONResponse: wait.answer(request.AttemptID)}, nil
 	}
@@ -73,7 +73,7 @@ func (s *Server) GetProof(ctx context.Context, request openapi.GetProofRequestOb
 // DownloadProof hands out the proof package. It was verified before it leaves: see attestation.Evidence.
 func (s *Server) DownloadProof(ctx context.Context, request openapi.DownloadProofRequestObject) (openapi.DownloadProofResponseObject, error) {
 	p, err := s.prove(ctx, request.AttemptID, request.Params.TreeSize)
-	var wait notSealed
+	var wait notSealedError
 	if errors.As(err, &wait) {
 		return openapi.DownloadProof202JSONResponse{PendingJSONResponse: wait.answer(request.AttemptID)}, nil
 	}
@@ -140,7 +140,7 @@ func (d download) VisitDownloadProofResponse(w http.ResponseWriter) error {
 	return err
 }
 
-// prove finds an attempt's leaf, the head to prove it against and the path between them. The error is notSealed for an
+// prove finds an attempt's leaf, the head to prove it against and the path between them. The error is notSealedError for an
 // attempt that is recorded but under no published head; whether it has an index by then is nobody's business.
 func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*proven, error) {
 	attemptID, err := id.Attempt.Parse(attempt)
@@ -183,7 +183,7 @@ func waiting(ctx context.Context, q *db.Queries, attempt uuid.UUID) error {
 		return err
 	}
 	left := cadence - time.Duration(age*float64(time.Second))
-	return notSealed{after: max(left, time.Second)} // where sealing is late, ask again often
+	return notSealedError{after: max(left, time.Second)} // where sealing is late, ask again often
 }
 
 // headFor finds the earliest published head that covers the leaf, or the one of the size that was asked for.

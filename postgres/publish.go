@@ -21,7 +21,7 @@ type Cadence struct {
 	MaxAhead time.Duration // how far Postgres's clock may be ahead of this machine's
 }
 
-// DefaultCadence is the cadence of docs/attestation.md.
+// DefaultCadence is the cadence that docs/architecture.md describes.
 var DefaultCadence = Cadence{
 	Leaves: 100, Wait: 10 * time.Second, Idle: 10 * time.Minute,
 	AtLeast: time.Second, GiveUp: 5 * time.Second, MaxAhead: time.Minute,
