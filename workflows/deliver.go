@@ -119,10 +119,13 @@ func (d *deliverer) send(ctx workflow.Context) (activities.SendResult, error) {
 }
 
 // firstWorkflowTask reports whether the workflow's first task runs for the first time: its history holds only that it
-// was started, and that a task was scheduled and started. A task whose worker died leaves more behind. So the send
-// that the claim counted is told from one that repeats it.
+// was started, and that a task was scheduled and started, and none of that is being replayed. A task whose worker died
+// leaves more behind; one that was completed while a long local activity ran (to be given another) is replayed where the
+// workflow goes on elsewhere. So the send that the claim counted is told from one that repeats it.
+//
+// It may differ between a run and its replay, since it goes into an activity's input and decides nothing here.
 func firstWorkflowTask(ctx workflow.Context) bool {
-	return workflow.GetInfo(ctx).GetCurrentHistoryLength() <= 3
+	return !workflow.IsReplaying(ctx) && workflow.GetInfo(ctx).GetCurrentHistoryLength() <= 3
 }
 
 // recorded returns where the delivery stands; an outcome that the sender couldn't record is recorded here, however
