@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -21,7 +22,7 @@ import (
 
 // CreateTenant makes a tenant whose deliveries are recorded in log; uuid.Nil means the only log there is.
 func CreateTenant(ctx context.Context, owner *pgxpool.Pool, name string, log uuid.UUID) (uuid.UUID, error) {
-	if name == "" || len(name) > 200 {
+	if name == "" || utf8.RuneCountInString(name) > 200 {
 		return uuid.Nil, errors.New("a tenant's name has 1 to 200 characters")
 	}
 	tenant := id.New()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -35,11 +36,17 @@ type Log struct {
 	VKey      string // as C2SP signed-note has it
 }
 
+// host is what can stand before "/log/" in a log's name: a name or an IPv4 address, and perhaps a port.
+var host = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?$`)
+
 // CreateLog makes an empty log with a key of its own. The files come first, so that there is no log without its key and
 // its high-water record; a crash in between leaves files that nobody reads.
 func CreateLog(ctx context.Context, owner *pgxpool.Pool, config LogConfig) (Log, error) {
 	if config.KeyDir == "" || config.HighWaterDir == "" {
 		return Log{}, errors.New("a log needs a directory for its key and one for its high-water record")
+	}
+	if !host.MatchString(config.Host) {
+		return Log{}, fmt.Errorf("a log's host is a host name in lower case, and a port if it isn't the default one, such as webhooks.example.com; not %q", config.Host)
 	}
 	log := Log{ID: id.New()}
 	name := id.Log.Format(log.ID)

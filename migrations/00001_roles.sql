@@ -30,7 +30,12 @@ begin
             end;
         end if;
         if not pg_has_role(current_user, r.name, 'member') then
-            execute format('grant %I to %I', r.name, current_user);
+            begin
+                execute format('grant %I to %I', r.name, current_user);
+            exception when insufficient_privilege then
+                raise exception '% is not a member of role %', current_user, r.name
+                    using hint = format('As a superuser run: grant %I to %I;', r.name, current_user);
+            end;
         end if;
     end loop;
     if not (select rolbypassrls from pg_roles where rolname = 'kapsel_engine') then

@@ -4,10 +4,12 @@ package migrations
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -39,7 +41,8 @@ func Up(ctx context.Context, url string, daysAhead int) (Result, error) {
 	db := stdlib.OpenDB(*config)
 	defer func() { _ = db.Close() }()
 
-	locker, err := lock.NewPostgresSessionLocker()
+	// Looks once a second, for five minutes, whether another process is done.
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 300))
 	if err != nil {
 		return Result{}, fmt.Errorf("make migration lock: %w", err)
 	}
@@ -53,7 +56,7 @@ func Up(ctx context.Context, url string, daysAhead int) (Result, error) {
 	}
 	applied, err := provider.Up(ctx)
 	if err != nil {
-		return Result{}, fmt.Errorf("apply migrations: %w", err)
+		return Result{}, fmt.Errorf("apply migrations: %w", withHint(err))
 	}
 	var result Result
 	for _, a := range applied {
@@ -66,4 +69,13 @@ func Up(ctx context.Context, url string, daysAhead int) (Result, error) {
 		return Result{}, fmt.Errorf("make partitions: %w", err)
 	}
 	return result, nil
+}
+
+// withHint adds what Postgres says is to be done: its driver leaves that out.
+func withHint(err error) error {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Hint != "" {
+		return fmt.Errorf("%w. %s", err, pgErr.Hint)
+	}
+	return err
 }
