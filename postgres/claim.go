@@ -64,8 +64,7 @@ type Claimed struct {
 	Attempt       int
 }
 
-// claimSQL claims up to $2[i] due deliveries of destination $1[i] for worker $4, if its lease still holds, and counts
-// the first send of each as started: if its outcome is never recorded, it was lost.
+// claimSQL claims up to $2[i] due deliveries of destination $1[i] for worker $4, if its lease still holds.
 const claimSQL = `
 with picked as (
     select due.delivery_id
@@ -76,27 +75,48 @@ with picked as (
         order by q.due_at, q.delivery_id limit w.quota
         for update skip locked) as due
     where exists (select from workers where id = $4 and alive_until > now())
-), claimed as (
-    update delivery_queue q set claim_id = $3, claim_owner = $4
-    from picked p where q.delivery_id = p.delivery_id
-    returning q.delivery_id, q.attempt
 )
+update delivery_queue q set claim_id = $3, claim_owner = $4
+from picked p where q.delivery_id = p.delivery_id
+returning q.delivery_id`
+
+// countStartsSQL counts the first send of each claimed delivery as started: if its outcome is never recorded, it was lost.
+const countStartsSQL = `
 update deliveries d set lost_starts = d.lost_starts + 1, lane = 'workflow', due_at = null
-from claimed c
-where d.id = c.delivery_id and d.state = 'pending' and d.next_attempt = c.attempt
+from delivery_queue q
+where q.delivery_id = any($1) and d.id = q.delivery_id and d.id between $2 and $3
+  and d.state = 'pending' and d.next_attempt = q.attempt
 returning d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.epoch, d.next_attempt`
 
 // Claim takes due deliveries, quotas[i] at most of destinations[i], for worker under the name claim.
 func Claim(ctx context.Context, pool *pgxpool.Pool, worker, claim uuid.UUID, destinations []uuid.UUID, quotas []int) ([]Claimed, error) {
-	rows, err := pool.Query(ctx, claimSQL, destinations, quotas, claim, worker)
-	if err != nil {
-		return nil, fmt.Errorf("claim deliveries: %w", err)
-	}
-	claimed, err := pgx.CollectRows(rows, scanClaimed)
+	claimed, err := claimThenRead(ctx, pool, countStartsSQL, claimSQL, destinations, quotas, claim, worker)
 	if err != nil {
 		return nil, fmt.Errorf("claim deliveries: %w", err)
 	}
 	return claimed, nil
+}
+
+// claimThenRead takes queue rows, and then reads their deliveries, in one transaction. It is two statements because only
+// the second one can give bounds for the deliveries' keys.
+func claimThenRead(ctx context.Context, pool *pgxpool.Pool, readSQL, claimSQL string, args ...any) (claimed []Claimed, err error) {
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, claimSQL, args...)
+		if err != nil {
+			return err
+		}
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		low, high := bounds(ids)
+		if rows, err = tx.Query(ctx, readSQL, ids, low, high); err != nil {
+			return err
+		}
+		claimed, err = pgx.CollectRows(rows, scanClaimed)
+		return err
+	})
+	return claimed, err
 }
 
 func scanClaimed(row pgx.CollectableRow) (c Claimed, err error) {
@@ -114,21 +134,20 @@ with lapsed as (
       and exists (select from workers w where w.id = $1 and w.alive_until > now())
     limit $2
     for update skip locked
-), taken as (
-    update delivery_queue q set claim_owner = $1
-    from lapsed l where q.delivery_id = l.delivery_id
-    returning q.delivery_id, q.attempt
 )
+update delivery_queue q set claim_owner = $1
+from lapsed l where q.delivery_id = l.delivery_id
+returning q.delivery_id`
+
+const readClaimedSQL = `
 select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.epoch, d.next_attempt
-from taken t join deliveries d on d.id = t.delivery_id and d.state = 'pending' and d.next_attempt = t.attempt`
+from delivery_queue q
+join deliveries d on d.id = q.delivery_id and d.id between $2 and $3 and d.state = 'pending' and d.next_attempt = q.attempt
+where q.delivery_id = any($1)`
 
 // TakeOver claims up to limit deliveries whose claim belongs to a worker that is no longer alive.
 func TakeOver(ctx context.Context, pool *pgxpool.Pool, worker uuid.UUID, limit int) ([]Claimed, error) {
-	rows, err := pool.Query(ctx, takeOverSQL, worker, limit)
-	if err != nil {
-		return nil, fmt.Errorf("take over claims: %w", err)
-	}
-	claimed, err := pgx.CollectRows(rows, scanClaimed)
+	claimed, err := claimThenRead(ctx, pool, readClaimedSQL, takeOverSQL, worker, limit)
 	if err != nil {
 		return nil, fmt.Errorf("take over claims: %w", err)
 	}

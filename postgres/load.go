@@ -50,8 +50,8 @@ select e.id, e.accepted_at, p.headers, p.body, p.secret, t.id, t.url, t.secret_p
     t.paused_at is not null or t.disabled_at is not null or t.deleted_at is not null,
     $4 = 0 or exists (select from started)
 from deliveries d
-join events e on e.id = d.event_id
-join event_payloads p on p.event_id = d.event_id
+join events e on e.id = d.event_id and e.id between $5 and $6
+join event_payloads p on p.event_id = d.event_id and p.event_id between $5 and $6
 join destinations t on t.id = d.destination_id
 where d.id = $1 and d.epoch = $2 and d.next_attempt = $3 and d.state = 'pending'`
 
@@ -65,7 +65,8 @@ func StartAttempt(ctx context.Context, pool *pgxpool.Pool, delivery uuid.UUID, e
 	var o Outgoing
 	var timeoutMS int
 	var held, started bool
-	err := pool.QueryRow(ctx, startSQL, delivery, epoch, attempt, raise).Scan(&o.EventID, &o.AcceptedAt, &o.Headers, &o.Body,
+	low, high := eventBounds(delivery, delivery)
+	err := pool.QueryRow(ctx, startSQL, delivery, epoch, attempt, raise, low, high).Scan(&o.EventID, &o.AcceptedAt, &o.Headers, &o.Body,
 		&o.Secret, &o.DestinationID, &o.URL, &o.SecretPath, &timeoutMS, &o.Schedule, &o.ExtraHeaders, &o.SigningKeys, &held, &started)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):

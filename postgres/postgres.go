@@ -47,6 +47,10 @@ func Open(url string, role Role, maxConns int32) (*pgxpool.Pool, error) {
 	config.ConnConfig.RuntimeParams["role"] = string(role)
 	config.ConnConfig.RuntimeParams["application_name"] = string(role)
 	config.ConnConfig.RuntimeParams["timezone"] = "UTC"
+	// Plans are made anew for the values at hand: with them the planner leaves out the partitions of other days, and it
+	// never goes on with a plan that it made when a partition was empty. Statements that touch partitioned tables give
+	// bounds for their primary keys.
+	config.ConnConfig.RuntimeParams["plan_cache_mode"] = "force_custom_plan"
 	// A transaction that a stalled process leaves open would hold its row locks; 25 s stays well below the 60 s in which
 	// dedup writes into two days.
 	config.ConnConfig.RuntimeParams["statement_timeout"] = "25000"

@@ -76,8 +76,8 @@ select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
     e.body_size, e.payload_hash, p.salt, p.secret
 from unnest($1::uuid[]) as k(id)
 join deliveries d on d.id = k.id
-join events e on e.id = d.event_id
-join event_payloads p on p.event_id = d.event_id
+join events e on e.id = d.event_id and e.id between $4 and $5
+join event_payloads p on p.event_id = d.event_id and p.event_id between $4 and $5
 join logs l on l.id = d.log_id
 where d.id between $2 and $3
 order by d.id
@@ -102,7 +102,8 @@ func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, decide fun
 
 func lock(ctx context.Context, tx pgx.Tx, ids []uuid.UUID) (map[uuid.UUID]*Delivery, error) {
 	low, high := bounds(ids)
-	rows, err := tx.Query(ctx, lockSQL, ids, low, high)
+	firstEvent, lastEvent := eventBounds(low, high)
+	rows, err := tx.Query(ctx, lockSQL, ids, low, high, firstEvent, lastEvent)
 	if err != nil {
 		return nil, err
 	}
@@ -117,20 +118,6 @@ func lock(ctx context.Context, tx pgx.Tx, ids []uuid.UUID) (map[uuid.UUID]*Deliv
 		return d, err
 	})
 	return locked, err
-}
-
-// bounds returns the smallest and the largest of ids. As a condition of its own it lets Postgres leave out the
-// partitions of other days, which it can't do from a list.
-func bounds(ids []uuid.UUID) (low, high uuid.UUID) {
-	for i, u := range ids {
-		if i == 0 || string(u[:]) < string(low[:]) {
-			low = u
-		}
-		if i == 0 || string(u[:]) > string(high[:]) {
-			high = u
-		}
-	}
-	return low, high
 }
 
 const insertAttemptsSQL = `

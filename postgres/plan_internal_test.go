@@ -1,0 +1,47 @@
+package postgres
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/kapsel-io/kapsel/id"
+)
+
+// partitionOfDay finds the partitions by day that a plan names.
+var partitionOfDay = regexp.MustCompile(`(?:events|event_payloads|deliveries|attempts)_(\d{8})`)
+
+// CheckPlans fails if a statement that runs for each delivery looks into the partitions of other days: with years of them,
+// that is what makes a system slow that was fast on its first day. Package postgres_test calls it, which has a database.
+func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, error)) {
+	delivery := id.New()
+	ids := []uuid.UUID{delivery}
+	first, last := eventBounds(delivery, delivery)
+	for name, statement := range map[string]struct {
+		sql  string
+		args []any
+	}{
+		"start": {startSQL, []any{delivery, 0, 1, 1, first, last}},
+		"lock":  {lockSQL, []any{ids, delivery, delivery, first, last}},
+		"update": {updateDeliveriesSQL, []any{ids, []string{"pending"}, []int{0}, []int{1}, []int{0}, []int{0}, [][]byte{nil}, []int64{0},
+			[]int64{0}, []bool{false}, delivery, delivery}},
+		"count starts": {countStartsSQL, []any{ids, delivery, delivery}},
+		"read claimed": {readClaimedSQL, []any{ids, delivery, delivery}},
+		"requeue":      {requeueSQL, []any{delivery, 0, 1, time.Second.Milliseconds(), 0}},
+	} {
+		rows, err := query("explain "+statement.sql, statement.args...)
+		require.NoError(t, err, name)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err, name)
+		days := map[string]bool{}
+		for _, found := range partitionOfDay.FindAllStringSubmatch(strings.Join(lines, "\n"), -1) {
+			days[found[1]] = true
+		}
+		require.Len(t, days, 1, "%s reads the partitions of so many days:\n%s", name, strings.Join(lines, "\n"))
+	}
+}
