@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"go.temporal.io/sdk/temporal"
+
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 )
@@ -23,7 +25,7 @@ type RequeueInput struct {
 func (a *Activities) Requeue(ctx context.Context, in RequeueInput) error {
 	delivery, err := id.Delivery.Parse(in.DeliveryID)
 	if err != nil {
-		return err
+		return temporal.NewNonRetryableApplicationError("delivery ID", "Input", err)
 	}
 	unused := 0
 	if in.Unused {

@@ -188,7 +188,7 @@ func (s *sealer) seal(ctx context.Context, force bool) error {
 
 // grow checks every leaf before any gets an index, and appends those that are right.
 func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growth, error) {
-	if err := s.mayGrow(batch.TreeSize); err != nil {
+	if err := s.continues(ctx, batch.RootOf); err != nil {
 		return postgres.Growth{}, err
 	}
 	tree, err := openTree(ctx, batch)
@@ -219,15 +219,24 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	return growth, nil
 }
 
-// mayGrow refuses to grow a log that is smaller than it once was: its database was restored from an old backup, and other
-// leaves at the indexes that were published would be a second tree. Growing it beyond the record would hide that.
-func (s *sealer) mayGrow(size uint64) error {
+// continues refuses to go on with a log that isn't the continuation of what was published: one that is smaller than it
+// once was, because its database was restored from an old backup, or that has another root at the published size, because
+// two databases were once sealed. Other leaves at published indexes would be a second tree, and to grow it beyond the
+// record would hide that.
+func (s *sealer) continues(ctx context.Context, rootOf func(context.Context, uint64) ([]byte, error)) error {
 	recorded, err := s.highWater.Read()
 	if err != nil {
 		return err
 	}
-	if size < recorded.TreeSize {
-		return fmt.Errorf("log has %d leaves, and %d were published: %w", size, recorded.TreeSize, attestation.ErrHighWaterConflict)
+	root, err := rootOf(ctx, recorded.TreeSize)
+	if err != nil {
+		return err
+	}
+	switch {
+	case root == nil:
+		return fmt.Errorf("a head of %d leaves was published, and the log has none of that size: %w", recorded.TreeSize, attestation.ErrHighWaterConflict)
+	case !bytes.Equal(root, recorded.RootHash):
+		return fmt.Errorf("the log has another root at size %d than was published: %w", recorded.TreeSize, attestation.ErrHighWaterConflict)
 	}
 	return nil
 }
@@ -262,6 +271,8 @@ func (s *sealer) reject(queued postgres.QueuedLeaf) string {
 	}
 	leaf, err := verify.ParseLeaf(queued.Bytes)
 	switch {
+	case len(queued.Secrets) != 2*attestation.SecretSize:
+		return "secrets have the wrong length"
 	case err != nil:
 		return err.Error()
 	case leaf.AttemptID != id.Attempt.Format(queued.AttemptID):
@@ -274,18 +285,40 @@ func (s *sealer) reject(queued postgres.QueuedLeaf) string {
 	return ""
 }
 
-// publish signs the head that is due, if one is. The order matters: the unsigned head is committed (a crash here: it is
-// signed by the next call, with the same bytes), then the high-water record is advanced (a crash here: the same head is
-// accepted again), then it is signed twice, and both signatures become visible in one update.
+// publish signs the head that is due, if one is; with force until none is, since the first may be an older one that a crash
+// left unsigned. The order matters: the unsigned head is committed (a crash here: it is signed by the next call, with the
+// same bytes), then the high-water record is advanced (a crash here: the same head is accepted again), then it is signed
+// twice, and both signatures become visible in one update.
 func (s *sealer) publish(ctx context.Context, force bool) error {
-	head, err := postgres.NextHead(ctx, s.db, s.log, s.key, postgres.DefaultCadence, force)
-	if err != nil || head == nil {
+	for {
+		head, err := postgres.NextHead(ctx, s.db, s.log, s.key, postgres.DefaultCadence, force)
+		if err != nil || head == nil {
+			return err
+		}
+		if err := s.sign(ctx, *head); err != nil {
+			return err
+		}
+		if !force {
+			return nil
+		}
+	}
+}
+
+func (s *sealer) sign(ctx context.Context, head postgres.Head) error {
+	rootOf := func(ctx context.Context, size uint64) ([]byte, error) { return postgres.RootOf(ctx, s.db, s.log, size) }
+	err := s.continues(ctx, rootOf)
+	if err == nil {
+		err = s.highWater.Advance(ctx, attestation.Head(head))
+	}
+	if errors.Is(err, attestation.ErrHighWaterConflict) {
+		if overtaken, lookErr := postgres.Overtaken(ctx, s.db, s.log, head); overtaken || lookErr != nil {
+			return lookErr // another sealer has published a later head
+		}
+	}
+	if err != nil {
 		return err
 	}
-	if err := s.highWater.Advance(ctx, attestation.Head(*head)); err != nil {
-		return err
-	}
-	sth, err := s.signer.SignTreeHead(attestation.Head(*head))
+	sth, err := s.signer.SignTreeHead(attestation.Head(head))
 	if err != nil {
 		return fmt.Errorf("sign tree head: %w", err)
 	}
@@ -293,9 +326,9 @@ func (s *sealer) publish(ctx context.Context, force bool) error {
 	if err != nil {
 		return fmt.Errorf("sign checkpoint: %w", err)
 	}
-	if _, err := postgres.StoreSignatures(ctx, s.db, s.log, *head, sth.Signature, checkpoint); err != nil {
-		return err
+	stored, err := postgres.StoreSignatures(ctx, s.db, s.log, head, sth.Signature, checkpoint)
+	if stored {
+		s.logger.Info("head published", zap.Uint64("tree_size", head.TreeSize))
 	}
-	s.logger.Info("head published", zap.Uint64("tree_size", head.TreeSize))
-	return nil
+	return err
 }

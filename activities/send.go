@@ -26,6 +26,8 @@ import (
 const (
 	// recordFor is how long the sender tries to record before it leaves that to RecordAttempt.
 	recordFor = 5 * time.Second
+	// recordAgain is the pause between two tries.
+	recordAgain = 100 * time.Millisecond
 	// heartbeatEvery is well below the heartbeat timeout of 8 s.
 	heartbeatEvery = 2 * time.Second
 	// silence is how long beyond its due time, its timeout and this a carrier may be silent: see the sweeper.
@@ -72,12 +74,27 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	recordCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
 	defer cancel()
 	recording := Recording{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt, Outcome: outcome, Response: response}
-	progress, err := a.Recorder.Record(recordCtx, recording)
+	progress, err := a.recordInTime(recordCtx, recording)
 	if err != nil {
 		activity.GetLogger(ctx).Warn("attempt not recorded yet", "delivery_id", in.DeliveryID, "error", err)
 		return SendResult{Unrecorded: &outcome}, nil
 	}
 	return SendResult{Progress: &progress}, nil
+}
+
+// recordInTime tries to record until ctx ends: what the receiver answered is known here and nowhere else.
+func (a *Activities) recordInTime(ctx context.Context, recording Recording) (Progress, error) {
+	for {
+		progress, err := a.Recorder.Record(ctx, recording)
+		if err == nil {
+			return progress, nil
+		}
+		select {
+		case <-ctx.Done():
+			return Progress{}, err
+		case <-time.After(recordAgain):
+		}
+	}
 }
 
 // alreadyRecorded answers for a delivery that isn't where the carrier thinks: perhaps because this very attempt was

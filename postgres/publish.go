@@ -37,6 +37,8 @@ type Head struct {
 // ErrClock means that Postgres's clock can't be trusted to date a head.
 var ErrClock = errors.New("clock is wrong")
 
+// headStateSQL is read in a statement of its own once the head is locked: the snapshot of a statement that waits for the
+// lock is from before the wait, and wouldn't show a head that was committed meanwhile.
 const headStateSQL = `
 select h.tree_size, h.root_hash, (extract(epoch from clock_timestamp()) * 1000)::bigint,
     coalesce(n.tree_size, -1), coalesce(n."timestamp", 0), coalesce(n.root_hash, ''), n.signature is not null,
@@ -48,8 +50,7 @@ from log_heads h
 left join lateral (select * from signed_tree_heads s where s.log_id = h.log_id order by s."timestamp" desc limit 1) n on true
 left join lateral (select * from signed_tree_heads s where s.log_id = h.log_id and s.signature is not null
     order by s."timestamp" desc limit 1) p on true
-where h.log_id = $1
-for update of h`
+where h.log_id = $1`
 
 // headState is what decides whether a head is due. Sizes are -1 where there is no such head.
 type headState struct {
@@ -100,13 +101,22 @@ func NextHead(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, key [32]by
 
 func readHeadState(ctx context.Context, tx pgx.Tx, log uuid.UUID) (headState, error) {
 	var s headState
+	if err := lockHead(ctx, tx, log); err != nil {
+		return s, err
+	}
 	err := tx.QueryRow(ctx, headStateSQL, log).Scan(&s.size, &s.root, &s.now, &s.newestSize, &s.newest.Timestamp, &s.newest.RootHash,
 		&s.newestSigned, &s.publishedSize, &s.publishedTimestamp, &s.waitedMS)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return s, ErrNoLog
-	}
 	s.newest.TreeSize = uint64(max(s.newestSize, 0))
 	return s, err
+}
+
+// lockHead waits for the log's lock, which ends with the transaction.
+func lockHead(ctx context.Context, tx pgx.Tx, log uuid.UUID) error {
+	tag, err := tx.Exec(ctx, "select from log_heads where log_id = $1 for update", log)
+	if err == nil && tag.RowsAffected() == 0 {
+		return ErrNoLog
+	}
+	return err
 }
 
 func (s *headState) due(c Cadence, force bool) bool {
@@ -125,14 +135,48 @@ func (s *headState) due(c Cadence, force bool) bool {
 	}
 }
 
-// StoreSignatures makes a head visible: both signatures come in one update. It reports false if the head was signed
-// before, which with Ed25519 was with the same bytes.
-func StoreSignatures(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, head Head, signature, checkpoint []byte) (bool, error) {
-	tag, err := pool.Exec(ctx, `update signed_tree_heads set signature = $4, checkpoint = $5
-		where log_id = $1 and tree_size = $2 and "timestamp" = $3 and signature is null`,
-		log, int64(head.TreeSize), head.Timestamp, signature, checkpoint)
+// StoreSignatures makes a head visible: both signatures come in one update. It reports false, and stores nothing, if the
+// head was signed before, which with Ed25519 was with the same bytes, or if it was given up and a later one took its place.
+func StoreSignatures(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, head Head, signature, checkpoint []byte) (stored bool, err error) {
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if err := lockHead(ctx, tx, log); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `update signed_tree_heads set signature = $4, checkpoint = $5
+			where log_id = $1 and tree_size = $2 and "timestamp" = $3 and signature is null
+			  and not exists (select from signed_tree_heads later where later.log_id = $1 and later."timestamp" > $3)`,
+			log, int64(head.TreeSize), head.Timestamp, signature, checkpoint)
+		stored = err == nil && tag.RowsAffected() == 1
+		return err
+	})
 	if err != nil {
 		return false, fmt.Errorf("store signatures: %w", err)
 	}
-	return tag.RowsAffected() == 1, nil
+	return stored, nil
+}
+
+// Overtaken reports whether there is a later head than this one: then whoever prepared it has nothing more to do.
+func Overtaken(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, head Head) (overtaken bool, err error) {
+	err = pool.QueryRow(ctx, `select exists (select from signed_tree_heads where log_id = $1 and "timestamp" > $2)`,
+		log, head.Timestamp).Scan(&overtaken)
+	if err != nil {
+		return false, fmt.Errorf("look for a later head: %w", err)
+	}
+	return overtaken, nil
+}
+
+// RootOf returns the root that the log had at a size; nil if it never had that size.
+func RootOf(ctx context.Context, db querier, log uuid.UUID, size uint64) ([]byte, error) {
+	rows, err := db.Query(ctx, "select root_hash from tree_roots where log_id = $1 and tree_size = $2", log, int64(size))
+	if err != nil {
+		return nil, fmt.Errorf("read root: %w", err)
+	}
+	root, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[[]byte])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read root: %w", err)
+	}
+	return root, nil
 }

@@ -47,6 +47,8 @@ type Batch struct {
 	Leaves   []QueuedLeaf
 	// Tiles reads stored tiles under the log's lock; one that doesn't exist is left out.
 	Tiles func(ctx context.Context, ids []TileID) (map[TileID][]byte, error)
+	// RootOf reads the root that the log had at a size; nil if it never had that size.
+	RootOf func(ctx context.Context, size uint64) ([]byte, error)
 }
 
 // Growth is what a batch does to the log. Accepted get the indexes from the old tree size on, in order.
@@ -101,7 +103,12 @@ func Sequence(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, after int6
 		if err != nil {
 			return err
 		}
-		batch.Leaves = slices.DeleteFunc(leaves, func(l QueuedLeaf) bool { return known[l.AttemptID] })
+		batch.Leaves = slices.DeleteFunc(leaves, func(l QueuedLeaf) bool {
+			again := known[l.AttemptID]
+			known[l.AttemptID] = true // also what is queued twice in this batch
+			return again
+		})
+		batch.RootOf = func(ctx context.Context, size uint64) ([]byte, error) { return RootOf(ctx, tx, log, size) }
 		batch.Tiles = func(ctx context.Context, ids []TileID) (map[TileID][]byte, error) {
 			return ReadTiles(ctx, tx, log, ids)
 		}
