@@ -118,7 +118,8 @@ func (b *testBundle) accept(t testing.TB, n int, destination uuid.UUID) []uuid.U
 // claim claims up to n deliveries of a destination: the start of each is counted.
 func (b *testBundle) claim(t testing.TB, n int, destination uuid.UUID) {
 	t.Helper()
-	claimed, err := postgres.Claim(t.Context(), b.engine, b.worker, id.New(), []uuid.UUID{destination}, []int{n})
+	claimed, err := postgres.Claim(t.Context(), b.engine, postgres.ClaimRequest{
+		Worker: b.worker, Claim: id.New(), Destinations: []uuid.UUID{destination}, Quotas: []int{n}, Lane: postgres.LaneWorkflow})
 	require.NoError(t, err)
 	require.Len(t, claimed, n)
 }

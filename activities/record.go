@@ -21,6 +21,8 @@ type Recording struct {
 	Attempt  int
 	Outcome  Outcome
 	Response Response
+	// Commitment is that of the event, if the sender has it at hand; nil: it is read.
+	Commitment *postgres.Commitment
 	// LookOnly: record nothing, only say where the delivery stands.
 	LookOnly bool
 }
@@ -84,10 +86,15 @@ func (r *Recorder) Record(ctx context.Context, recording Recording) (Progress, e
 	if result.err != nil {
 		return Progress{}, result.err
 	}
-	if r.onRecord != nil {
-		r.onRecord(recording.Delivery)
-	}
+	r.released(recording.Delivery)
 	return result.progress, nil
+}
+
+// released tells that a delivery has left its claim.
+func (r *Recorder) released(delivery uuid.UUID) {
+	if r.onRecord != nil {
+		r.onRecord(delivery)
+	}
 }
 
 // RecordAttempt records the outcome of a request that its sender couldn't record. The response itself is lost with the
@@ -104,11 +111,13 @@ func (a *Activities) RecordAttempt(ctx context.Context, in RecordInput) (Progres
 // commitRecordings is one transaction over the deliveries of rows.
 func commitRecordings(ctx context.Context, db *pgxpool.Pool, rows []Recording) ([]recorded, error) {
 	ids := make([]uuid.UUID, 0, len(rows))
+	known := make(map[uuid.UUID]*postgres.Commitment, len(rows))
 	for _, r := range rows {
 		ids = append(ids, r.Delivery)
+		known[r.Delivery] = r.Commitment
 	}
 	results := make([]recorded, len(rows))
-	err := postgres.Record(ctx, db, ids, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
+	err := postgres.Record(ctx, db, ids, known, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
 		var changes []postgres.Change
 		for i, r := range rows {
 			d := locked[r.Delivery]

@@ -31,7 +31,7 @@ const (
 	sealTick = time.Second
 	// rewind is how many queue IDs before the last one taken are read again: leaves become visible in the order of their
 	// commits, not of their IDs. And every minute the queue is read from its beginning, which is what makes it right.
-	rewind        = 10_000
+	rewind        = 2_000
 	fullScanEvery = time.Minute
 )
 

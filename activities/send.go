@@ -2,25 +2,15 @@ package activities
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"maps"
-	"math/rand/v2"
-	"net/http"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 
-	"github.com/kapsel-io/kapsel/attestation"
-	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
-	"github.com/kapsel-io/kapsel/verify"
-	"github.com/kapsel-io/kapsel/webhook"
 )
 
 const (
@@ -66,14 +56,20 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	case err != nil:
 		return SendResult{}, temporal.NewApplicationErrorWithCause("start attempt", notSent, err)
 	}
-	outcome, response, err := a.request(ctx, deliveryID, in, out)
+	to, err := newTarget(&out.Destination)
+	if err != nil {
+		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)
+	}
+	stop := heartbeat(ctx)
+	outcome, response, err := a.request(ctx, to, sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload})
+	stop()
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)
 	}
 	// The request was sent: from here on its outcome must not be lost, even if the worker is being stopped.
 	recordCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
 	defer cancel()
-	recording := Recording{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt, Outcome: outcome, Response: response}
+	recording := Recording{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt, Outcome: outcome, Response: response, Commitment: &out.Commitment}
 	progress, err := a.recordInTime(recordCtx, recording)
 	if err != nil {
 		activity.GetLogger(ctx).Warn("attempt not recorded yet", "delivery_id", in.DeliveryID, "error", err)
@@ -108,108 +104,6 @@ func (a *Activities) alreadyRecorded(ctx context.Context, deliveryID uuid.UUID, 
 		return SendResult{Moved: true}, nil
 	}
 	return SendResult{Progress: &progress}, nil
-}
-
-// request sends the attempt and says what follows from its answer.
-func (a *Activities) request(ctx context.Context, deliveryID uuid.UUID, in SendInput, out *postgres.Outgoing) (Outcome, Response, error) {
-	schedule, extra, err := settings(out)
-	if err != nil {
-		return Outcome{}, Response{}, err
-	}
-	headers, err := outgoingHeaders(deliveryID, in, out, extra)
-	if err != nil {
-		return Outcome{}, Response{}, err
-	}
-	endpointURL, err := attestation.EndpointURL(out.URL, out.SecretPath)
-	if err != nil {
-		return Outcome{}, Response{}, err
-	}
-	sendCtx, cancel := a.interruptible(ctx)
-	defer cancel()
-	stop := heartbeat(ctx)
-	result := a.Client.Send(sendCtx, webhook.Request{URL: out.URL, Header: headers, Body: out.Body, Timeout: out.Timeout})
-	stop()
-	a.Latencies.Add(out.DestinationID, result.Duration)
-
-	decision := delivery.Decide(delivery.Attempted{
-		Attempt:    in.Attempt,
-		Status:     result.Status,
-		Class:      delivery.ErrorClass(result.Err),
-		RetryAfter: result.Header.Get("Retry-After"),
-		Now:        time.Now(),
-		Jitter:     rand.Float64(),
-		Schedule:   schedule,
-	})
-	secret := attestation.AttemptSecret(out.Secret, deliveryID, in.Attempt)
-	outcome := Outcome{
-		AttemptedAt:        result.Started,
-		Duration:           result.Duration,
-		EndpointURL:        endpointURL,
-		URLHash:            commit(verify.LabelURL, secret, []byte(out.URL)),
-		HeadersHash:        commit(verify.LabelHeaders, secret, attestation.CanonicalHeaders(headers, slices.Collect(maps.Keys(extra))...)),
-		ResponseStatus:     result.Status,
-		Error:              string(result.Err),
-		Outcome:            string(decision.Outcome),
-		State:              string(decision.State),
-		Reason:             string(decision.Reason),
-		Delay:              decision.Delay,
-		Park:               decision.Park,
-		Grace:              out.Timeout + silence,
-		DisableDestination: decision.DisableDestination,
-	}
-	var response Response
-	if result.Status != 0 {
-		outcome.ResponseHash = commit(verify.LabelResponse, secret, result.Body)
-		outcome.ResponseSize = int64(len(result.Body))
-		outcome.ResponseTruncated = result.Truncated || result.Err != webhook.NoError
-		response = Response{Headers: webhook.EncodeHeaders(result.Header), Body: result.Body}
-	}
-	return outcome, response, nil
-}
-
-// interruptible returns a context that also ends when the worker has no more time for requests in flight.
-func (a *Activities) interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		select {
-		case <-a.Interrupt:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, cancel
-}
-
-// settings reads the destination's schedule and its configured headers.
-func settings(out *postgres.Outgoing) (schedule delivery.Schedule, extra http.Header, err error) {
-	if err := json.Unmarshal(out.Schedule, &schedule); err != nil {
-		return schedule, nil, fmt.Errorf("read schedule: %w", err)
-	}
-	if err := json.Unmarshal(out.ExtraHeaders, &extra); err != nil {
-		return schedule, nil, fmt.Errorf("read configured headers: %w", err)
-	}
-	return schedule, extra, nil
-}
-
-func outgoingHeaders(deliveryID uuid.UUID, in SendInput, out *postgres.Outgoing, extra http.Header) (http.Header, error) {
-	original, err := webhook.DecodeHeaders(out.Headers)
-	if err != nil {
-		return nil, fmt.Errorf("read headers of event: %w", err)
-	}
-	return webhook.OutgoingHeaders(original, extra, webhook.Outgoing{
-		EventID:    id.Event.Format(out.EventID),
-		DeliveryID: id.Delivery.Format(deliveryID),
-		Attempt:    in.Attempt,
-		AcceptedAt: out.AcceptedAt,
-		SentAt:     time.Now(),
-		Body:       out.Body,
-		Secrets:    out.SigningKeys,
-	}), nil
-}
-
-// commit is the commitment to x with the attempt's own salt for label, in hex.
-func commit(label string, secret, x []byte) string {
-	return attestation.Commit(label, verify.DeriveSalt(secret, label), x)
 }
 
 // heartbeat tells Temporal that the request is under way, until stop is called. Local activities have no heartbeat.

@@ -113,7 +113,7 @@ func readDeliveries(ctx context.Context, q *db.Queries, eventID uuid.UUID) ([]op
 	for i, row := range rows {
 		place[row.ID] = i
 		deliveries[i] = openapi.Delivery{
-			ID: id.Delivery.Format(row.ID), DestinationID: id.Destination.Format(row.DestinationID), State: row.State,
+			ID: id.Delivery.Format(row.ID), DestinationID: id.Destination.Format(row.DestinationID), State: row.State, Lane: row.Lane,
 			DueAt: row.DueAt, FinishedAt: row.FinishedAt, Attempts: []openapi.Attempt{},
 		}
 		for n := id.Decision; n <= int(row.NextAttempt); n++ {

@@ -43,7 +43,7 @@ func (b *testBundle) attempted(t testing.TB, endpoint, body string) string {
 // record records the next attempt of a delivery, and with dead the decision to send no more.
 func (b *testBundle) record(t testing.TB, delivery uuid.UUID, outcome string, dead bool) {
 	t.Helper()
-	err := postgres.Record(t.Context(), b.engine, []uuid.UUID{delivery}, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
+	err := postgres.Record(t.Context(), b.engine, []uuid.UUID{delivery}, nil, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
 		d := locked[delivery]
 		status := map[string]int{"delivered": 200, "retry": 503, "failed": 404}[outcome]
 		change := postgres.Change{Delivery: d, Attempts: []postgres.Attempt{leafOf(t, d, d.NextAttempt, "attempt", outcome, status)}}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -82,4 +84,32 @@ func TestREADMEByHand(t *testing.T) {
 	require.Contains(t, received.String(), "POST /\n")
 	require.Contains(t, received.String(), "Webhook-Signature: \"v1,")
 	require.Contains(t, received.String(), `5 bytes: "hello"`)
+}
+
+// named finds what documents name in backquotes as a file or folder of the repository.
+var named = regexp.MustCompile("`([a-z][a-z0-9_./-]*(?:/|\\.(?:go|md|ya?ml|sql)))`")
+
+// What the documents name is there.
+func TestDocumentsNameWhatExists(t *testing.T) {
+	t.Parallel()
+	root := os.DirFS("..")
+	documents, err := fs.Glob(root, "*.md")
+	require.NoError(t, err)
+	for _, pattern := range []string{"docs/*.md", "docs/*/*.md", "verify/*.md"} {
+		more, err := fs.Glob(root, pattern)
+		require.NoError(t, err)
+		documents = append(documents, more...)
+	}
+	require.NotEmpty(t, documents)
+	for _, document := range documents {
+		text, err := fs.ReadFile(root, document)
+		require.NoError(t, err)
+		for _, found := range named.FindAllStringSubmatch(string(text), -1) {
+			_, err := fs.Stat(root, strings.TrimSuffix(found[1], "/"))
+			if err != nil && path.Dir(document) != "." { // or beside the document
+				_, err = fs.Stat(root, path.Join(path.Dir(document), strings.TrimSuffix(found[1], "/")))
+			}
+			require.NoError(t, err, "%s names %s", document, found[1])
+		}
+	}
 }

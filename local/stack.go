@@ -15,6 +15,7 @@ import (
 	"go.temporal.io/sdk/client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
 
 	"github.com/kapsel-io/kapsel/api"
 	"github.com/kapsel-io/kapsel/local/temporal"
@@ -35,6 +36,8 @@ type stackConfig struct {
 	TemporalPort int
 	UIPort       int
 	LogLevel     string
+	// countTemporal, if set, sees every request of the worker to Temporal.
+	countTemporal grpc.UnaryClientInterceptor
 }
 
 // stack is everything that runs. What was started is stopped in the opposite order.
@@ -121,7 +124,11 @@ func (s *stack) openLog(level string) error {
 func (s *stack) startPostgres(ctx context.Context, config stackConfig) error {
 	server, err := pgserver.Start(ctx, pgserver.Config{
 		Dir: filepath.Join(s.dir, "postgres"), Port: config.PostgresPort, Log: s.log,
-		Settings: map[string]string{"max_connections": "300"},
+		Settings: map[string]string{
+			"max_connections": "300",
+			// The queues are written often and stay small: their dead rows are to go within seconds.
+			"autovacuum_naptime": "5s",
+		},
 	})
 	if err != nil {
 		return err
@@ -194,18 +201,20 @@ func (s *stack) pools() (engine, management *pgxpool.Pool, err error) {
 	return engine, management, err
 }
 
-func (s *stack) startWorker(context.Context, stackConfig) error {
+func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 	engine, err := postgres.Open(s.dbURL, postgres.Engine, 32)
 	if err != nil {
 		return err
+	}
+	options := client.Options{HostPort: s.temporal, Namespace: temporal.Namespace}
+	if config.countTemporal != nil {
+		options.ConnectionOptions.DialOptions = []grpc.DialOption{grpc.WithChainUnaryInterceptor(config.countTemporal)}
 	}
 	s.background("worker", func(ctx context.Context) error {
 		defer engine.Close()
 		return worker.Run(ctx, worker.Config{
 			Engine: engine, DirectURL: s.dbURL, Allow: loopback, Log: s.log.Named("worker"),
-			Temporal:     client.Options{HostPort: s.temporal, Namespace: temporal.Namespace},
-			KeyDir:       keyDir(s.dir),
-			HighWaterDir: highWaterDir(s.dir),
+			Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
 		})
 	})
 	return nil

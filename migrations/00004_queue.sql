@@ -19,7 +19,7 @@ create table delivery_queue (
         autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 10000,
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 10000);
 create index delivery_queue_due on delivery_queue (destination_id, due_at, delivery_id) where claim_id is null;
-create index delivery_queue_claimed on delivery_queue (claim_owner) where claim_id is not null;
+create index delivery_queue_claimed on delivery_queue (claim_id) where claim_id is not null;
 
 -- A worker is alive until alive_until; claims of dead workers are free. A worker that finds itself lapsed takes a new ID.
 create table workers (

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -71,8 +72,24 @@ func Accept(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Acce
 }
 
 func acceptOnce(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Accepted, error) {
+	accepted, err := acceptIn(ctx, pool, rows)
+	if err != nil {
+		return nil, fmt.Errorf("accept %d events: %w", len(rows), err)
+	}
+	return accepted, nil
+}
+
+func acceptIn(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Accepted, error) {
+	if !slices.ContainsFunc(rows, func(r *Acceptance) bool { return r.Duplicate != nil }) {
+		accepted := make([]Accepted, len(rows))
+		for i, r := range rows {
+			accepted[i] = Accepted{EventID: r.EventID}
+		}
+		// Statements that are sent together outside of a transaction block are one transaction: one round trip in all.
+		return accepted, pool.SendBatch(ctx, eventsBatch(rows)).Close()
+	}
 	var accepted []Accepted
-	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+	return accepted, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		var err error
 		if accepted, err = findDuplicates(ctx, tx, rows); err != nil {
 			return err
@@ -83,50 +100,63 @@ func acceptOnce(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]
 				fresh = append(fresh, row)
 			}
 		}
-		return copyEvents(ctx, tx, fresh)
+		if len(fresh) == 0 {
+			return nil
+		}
+		return tx.SendBatch(ctx, eventsBatch(fresh)).Close()
 	})
-	if err != nil {
-		return nil, fmt.Errorf("accept %d events: %w", len(rows), err)
-	}
-	return accepted, nil
 }
 
-// copyEvents writes what was accepted: four COPYs, whatever the number of rows.
-func copyEvents(ctx context.Context, tx pgx.Tx, rows []*Acceptance) error {
-	if len(rows) == 0 {
-		return nil
-	}
-	var events, payloads, deliveries, queue [][]any
-	for _, r := range rows {
-		var key []byte
+const (
+	insertEventsSQL = `
+insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key)
+select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::bytea[], $7::bytea[])`
+	insertPayloadsSQL = `
+insert into event_payloads (event_id, tenant_id, headers, body, salt, secret)
+select * from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[])`
+	insertDeliveriesSQL = `
+insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id)
+select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[])`
+	insertQueueSQL = `
+insert into delivery_queue (delivery_id, destination_id, tenant_id) select * from unnest($1::uuid[], $2::uuid[], $3::uuid[])`
+)
+
+// eventsBatch writes what was accepted: four statements, whatever the number of rows.
+func eventsBatch(rows []*Acceptance) *pgx.Batch {
+	n := len(rows)
+	events, tenants, endpoints := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
+	contentTypes, sizes := make([]string, n), make([]int, n)
+	hashes, keys, headers := make([][]byte, n), make([][]byte, n), make([][]byte, n)
+	bodies, salts, secrets := make([][]byte, n), make([][]byte, n), make([][]byte, n)
+	var d deliveryColumns
+	for i, r := range rows {
+		events[i], tenants[i], endpoints[i] = r.EventID, r.TenantID, r.EndpointID
+		contentTypes[i], sizes[i], hashes[i] = r.ContentType, len(r.Body), r.PayloadHash
+		headers[i], bodies[i], salts[i], secrets[i] = r.Headers, r.Body, r.Salt, r.Secret
 		if r.Duplicate != nil {
-			key = r.Duplicate.Hash
+			keys[i] = r.Duplicate.Hash
 		}
-		events = append(events, []any{r.EventID, r.TenantID, r.EndpointID, r.ContentType, len(r.Body), r.PayloadHash, key})
-		payloads = append(payloads, []any{r.EventID, r.TenantID, r.Headers, r.Body, r.Salt, r.Secret})
-		for _, d := range r.Deliveries {
-			deliveries = append(deliveries, []any{d.ID, r.EventID, r.TenantID, r.EndpointID, d.DestinationID, r.LogID})
-			queue = append(queue, []any{d.ID, d.DestinationID, r.TenantID})
-		}
+		d.add(r)
 	}
-	for _, c := range []struct {
-		table   string
-		columns []string
-		rows    [][]any
-	}{
-		{"events", []string{"id", "tenant_id", "endpoint_id", "content_type", "body_size", "payload_hash", "duplicate_key"}, events},
-		{"event_payloads", []string{"event_id", "tenant_id", "headers", "body", "salt", "secret"}, payloads},
-		{"deliveries", []string{"id", "event_id", "tenant_id", "endpoint_id", "destination_id", "log_id"}, deliveries},
-		{"delivery_queue", []string{"delivery_id", "destination_id", "tenant_id"}, queue},
-	} {
-		if len(c.rows) == 0 {
-			continue
-		}
-		if _, err := tx.CopyFrom(ctx, pgx.Identifier{c.table}, c.columns, pgx.CopyFromRows(c.rows)); err != nil {
-			return fmt.Errorf("copy %s: %w", c.table, err)
-		}
+	batch := &pgx.Batch{}
+	batch.Queue(insertEventsSQL, events, tenants, endpoints, contentTypes, sizes, hashes, keys)
+	batch.Queue(insertPayloadsSQL, events, tenants, headers, bodies, salts, secrets)
+	if len(d.ids) > 0 {
+		batch.Queue(insertDeliveriesSQL, d.ids, d.events, d.tenants, d.endpoints, d.destinations, d.logs)
+		batch.Queue(insertQueueSQL, d.ids, d.destinations, d.tenants)
 	}
-	return nil
+	return batch
+}
+
+// deliveryColumns are the columns of new deliveries.
+type deliveryColumns struct{ ids, events, tenants, endpoints, destinations, logs []uuid.UUID }
+
+func (c *deliveryColumns) add(r *Acceptance) {
+	for _, d := range r.Deliveries {
+		c.ids, c.events, c.tenants = append(c.ids, d.ID), append(c.events, r.EventID), append(c.tenants, r.TenantID)
+		c.endpoints, c.destinations = append(c.endpoints, r.EndpointID), append(c.destinations, d.DestinationID)
+		c.logs = append(c.logs, r.LogID)
+	}
 }
 
 // dedupKey is an endpoint and a key's hash, comparable.

@@ -1,31 +1,16 @@
 package postgres
 
-import (
-	"bytes"
+import "github.com/google/uuid"
 
-	"github.com/google/uuid"
-)
+// The large tables are partitioned by the day in their UUIDv7 keys. A list of keys (`id = any($1)`), given as a parameter
+// to a plan made for it, lets the planner leave out the partitions of other days; a join does not. So each statement that
+// touches them names the keys, and joins to other values only beside that.
 
-// The large tables are partitioned by the day in their UUIDv7 keys. Bounds on a key, as conditions of their own, let the
-// planner leave out the partitions of other days, which it can do neither from a list nor from a join.
-
-// bounds returns the smallest and the largest of ids.
-func bounds(ids []uuid.UUID) (low, high uuid.UUID) {
-	for i, u := range ids {
-		if i == 0 || bytes.Compare(u[:], low[:]) < 0 {
-			low = u
-		}
-		if i == 0 || bytes.Compare(u[:], high[:]) > 0 {
-			high = u
-		}
-	}
-	return low, high
-}
-
-// eventBounds bounds the IDs of the events of deliveries from low to high: a delivery's ID carries its event's timestamp.
-func eventBounds(low, high uuid.UUID) (first, last uuid.UUID) {
+// eventBounds bounds the ID of a delivery's event: both carry the same timestamp. It is for a single delivery, where the
+// keys of the millisecond are few.
+func eventBounds(delivery uuid.UUID) (first, last uuid.UUID) {
 	last = uuid.Max
-	copy(first[:6], low[:6])
-	copy(last[:6], high[:6])
+	copy(first[:6], delivery[:6])
+	copy(last[:6], delivery[:6])
 	return first, last
 }

@@ -15,7 +15,18 @@ type DueDestination struct {
 	ID             uuid.UUID
 	TenantID       uuid.UUID
 	MaxConcurrency int // 0: no limit
+	Lane           Lane
 }
+
+// Lane is how a delivery is carried: by a workflow of its own, or as one row of a batch. For an endpoint also Auto.
+type Lane string
+
+// The lanes.
+const (
+	LaneAuto     Lane = "auto"
+	LaneWorkflow Lane = "workflow"
+	LaneBatch    Lane = "batch"
+)
 
 // dueSQL lists the next destinations with something due, after a cursor. It steps from one destination_id to the next
 // in the index, so its cost grows with the destinations in the queue and never with what waits for each.
@@ -28,9 +39,10 @@ with recursive waiting as (
             where q.claim_id is null and q.destination_id > w.destination_id order by q.destination_id limit 1)
     from waiting w where w.destination_id is not null
 )
-select d.id, d.tenant_id, coalesce(d.max_concurrency, 0)
+select d.id, d.tenant_id, coalesce(d.max_concurrency, 0), e.lane
 from waiting w
 join destinations d on d.id = w.destination_id
+join endpoints e on e.id = d.endpoint_id
 where d.paused_at is null and d.disabled_at is null
   and exists (select from delivery_queue q
               where q.destination_id = w.destination_id and q.claim_id is null and q.due_at <= now())
@@ -44,7 +56,7 @@ func DueDestinations(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, l
 		return nil, fmt.Errorf("list due destinations: %w", err)
 	}
 	due, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d DueDestination, err error) {
-		err = row.Scan(&d.ID, &d.TenantID, &d.MaxConcurrency)
+		err = row.Scan(&d.ID, &d.TenantID, &d.MaxConcurrency, &d.Lane)
 		return d, err
 	})
 	if err != nil {
@@ -62,66 +74,126 @@ type Claimed struct {
 	DestinationID uuid.UUID
 	Epoch         int
 	Attempt       int
+	Lane          Lane // LaneWorkflow or LaneBatch
+	ClaimID       uuid.UUID
+	DueAt         time.Time // when it became due
 }
 
-// claimSQL claims up to $2[i] due deliveries of destination $1[i] for worker $4, if its lease still holds.
+// claimSQL claims up to $2[i] deliveries of destination $1[i] that are due, and were not before $5[i], for worker $4, if
+// its lease still holds.
 const claimSQL = `
 with picked as (
     select due.delivery_id
-    from unnest($1::uuid[], $2::int[]) as w(destination_id, quota)
+    from unnest($1::uuid[], $2::int[], $5::timestamptz[]) as w(destination_id, quota, after)
     cross join lateral (
         select q.delivery_id from delivery_queue q
-        where q.destination_id = w.destination_id and q.claim_id is null and q.due_at <= now()
+        where q.destination_id = w.destination_id and q.claim_id is null and q.due_at between w.after and now()
         order by q.due_at, q.delivery_id limit w.quota
         for update skip locked) as due
     where exists (select from workers where id = $4 and alive_until > now())
 )
 update delivery_queue q set claim_id = $3, claim_owner = $4
 from picked p where q.delivery_id = p.delivery_id
-returning q.delivery_id`
+returning q.delivery_id, q.attempt, q.claim_id, q.due_at`
 
-// countStartsSQL counts the first send of each claimed delivery as started: if its outcome is never recorded, it was lost.
+// countStartsSQL counts the first send of each claimed delivery as started (if its outcome is never recorded, it was
+// lost), and says who carries it.
 const countStartsSQL = `
-update deliveries d set lost_starts = d.lost_starts + 1, lane = 'workflow', due_at = null
-from delivery_queue q
-where q.delivery_id = any($1) and d.id = q.delivery_id and d.id between $2 and $3
-  and d.state = 'pending' and d.next_attempt = q.attempt
-returning d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.epoch, d.next_attempt`
+update deliveries d set lost_starts = d.lost_starts + 1, due_at = null, lane = u.lane
+from unnest($1::uuid[], $2::int[], $3::text[]) as u(id, attempt, lane)
+where d.id = u.id and d.id = any($1) and d.state = 'pending' and d.next_attempt = u.attempt
+returning d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.epoch, d.next_attempt, d.lane`
 
-// Claim takes due deliveries, quotas[i] at most of destinations[i], for worker under the name claim.
-func Claim(ctx context.Context, pool *pgxpool.Pool, worker, claim uuid.UUID, destinations []uuid.UUID, quotas []int) ([]Claimed, error) {
-	claimed, err := claimThenRead(ctx, pool, countStartsSQL, claimSQL, destinations, quotas, claim, worker)
+// ClaimRequest says what to claim, and who is to carry it.
+type ClaimRequest struct {
+	Worker uuid.UUID
+	Claim  uuid.UUID // the claim's name, and that of the batch
+	// Destinations and how many deliveries of each at most.
+	Destinations []uuid.UUID
+	Quotas       []int
+	// DueAfter is from when on each destination's due deliveries are looked for; nil: all are. It is a hint that saves a walk
+	// over rows that were just claimed and are not vacuumed yet: whoever gives one also has to ask without it.
+	DueAfter []time.Time
+	Lane     Lane // LaneWorkflow or LaneBatch
+	// Workflows is how many of a batch's deliveries that were tried before get a workflow of their own.
+	Workflows int
+}
+
+// Claim takes due deliveries, if the worker's lease still holds.
+func Claim(ctx context.Context, pool *pgxpool.Pool, r ClaimRequest) ([]Claimed, error) {
+	var claimed []Claimed
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		taken, err := takeRows(ctx, tx, claimSQL, r.Destinations, r.Quotas, r.Claim, r.Worker, r.dueAfter())
+		if err != nil || len(taken) == 0 {
+			return err
+		}
+		ids, attempts := make([]uuid.UUID, len(taken)), make([]int, len(taken))
+		for i, t := range taken {
+			ids[i], attempts[i] = t.id, t.attempt
+		}
+		claimed, err = readClaimed(ctx, tx, taken, countStartsSQL, ids, attempts, r.lanes(taken))
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("claim deliveries: %w", err)
 	}
 	return claimed, nil
 }
 
-// claimThenRead takes queue rows, and then reads their deliveries, in one transaction. It is two statements because only
-// the second one can give bounds for the deliveries' keys.
-func claimThenRead(ctx context.Context, pool *pgxpool.Pool, readSQL, claimSQL string, args ...any) (claimed []Claimed, err error) {
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, claimSQL, args...)
-		if err != nil {
-			return err
-		}
-		ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-		if err != nil || len(ids) == 0 {
-			return err
-		}
-		low, high := bounds(ids)
-		if rows, err = tx.Query(ctx, readSQL, ids, low, high); err != nil {
-			return err
-		}
-		claimed, err = pgx.CollectRows(rows, scanClaimed)
-		return err
-	})
-	return claimed, err
+func (r *ClaimRequest) dueAfter() []time.Time {
+	if r.DueAfter != nil {
+		return r.DueAfter
+	}
+	return make([]time.Time, len(r.Destinations)) // long ago
 }
 
-func scanClaimed(row pgx.CollectableRow) (c Claimed, err error) {
-	err = row.Scan(&c.DeliveryID, &c.EventID, &c.TenantID, &c.EndpointID, &c.DestinationID, &c.Epoch, &c.Attempt)
-	return c, err
+// lanes says who carries each of the rows that were taken.
+func (r *ClaimRequest) lanes(taken []takenRow) []string {
+	lanes := make([]string, len(taken))
+	workflows := r.Workflows
+	for i, t := range taken {
+		lanes[i] = string(r.Lane)
+		if r.Lane == LaneBatch && t.attempt > 1 && workflows > 0 {
+			lanes[i] = string(LaneWorkflow)
+			workflows--
+		}
+	}
+	return lanes
+}
+
+// takenRow is a queue row that was claimed. Its delivery is read by a second statement, which can name the key.
+type takenRow struct {
+	id      uuid.UUID
+	attempt int
+	claim   uuid.UUID
+	dueAt   time.Time
+}
+
+func takeRows(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]takenRow, error) {
+	rows, err := tx.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (t takenRow, err error) {
+		err = row.Scan(&t.id, &t.attempt, &t.claim, &t.dueAt)
+		return t, err
+	})
+}
+
+func readClaimed(ctx context.Context, tx pgx.Tx, taken []takenRow, sql string, args ...any) ([]Claimed, error) {
+	byID := make(map[uuid.UUID]takenRow, len(taken))
+	for _, t := range taken {
+		byID[t.id] = t
+	}
+	rows, err := tx.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Claimed, err error) {
+		err = row.Scan(&c.DeliveryID, &c.EventID, &c.TenantID, &c.EndpointID, &c.DestinationID, &c.Epoch, &c.Attempt, &c.Lane)
+		c.ClaimID, c.DueAt = byID[c.DeliveryID].claim, byID[c.DeliveryID].dueAt
+		return c, err
+	})
 }
 
 // takeOverSQL makes worker $1 the owner of claims whose worker is dead or gone. The claim keeps its name: what it may
@@ -137,17 +209,28 @@ with lapsed as (
 )
 update delivery_queue q set claim_owner = $1
 from lapsed l where q.delivery_id = l.delivery_id
-returning q.delivery_id`
+returning q.delivery_id, q.attempt, q.claim_id, q.due_at`
 
 const readClaimedSQL = `
-select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.epoch, d.next_attempt
-from delivery_queue q
-join deliveries d on d.id = q.delivery_id and d.id between $2 and $3 and d.state = 'pending' and d.next_attempt = q.attempt
-where q.delivery_id = any($1)`
+select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.epoch, d.next_attempt, d.lane
+from deliveries d
+where d.id = any($1) and d.state = 'pending'`
 
 // TakeOver claims up to limit deliveries whose claim belongs to a worker that is no longer alive.
 func TakeOver(ctx context.Context, pool *pgxpool.Pool, worker uuid.UUID, limit int) ([]Claimed, error) {
-	claimed, err := claimThenRead(ctx, pool, readClaimedSQL, takeOverSQL, worker, limit)
+	var claimed []Claimed
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		taken, err := takeRows(ctx, tx, takeOverSQL, worker, limit)
+		if err != nil || len(taken) == 0 {
+			return err
+		}
+		ids := make([]uuid.UUID, len(taken))
+		for i, t := range taken {
+			ids[i] = t.id
+		}
+		claimed, err = readClaimed(ctx, tx, taken, readClaimedSQL, ids)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("take over claims: %w", err)
 	}
@@ -189,7 +272,11 @@ func Overdue(ctx context.Context, pool *pgxpool.Pool, limit int) ([]Claimed, err
 	if err != nil {
 		return nil, fmt.Errorf("list overdue deliveries: %w", err)
 	}
-	overdue, err := pgx.CollectRows(rows, scanClaimed)
+	overdue, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Claimed, err error) {
+		c.Lane = LaneWorkflow // rows of a batch stay in the queue until they are recorded
+		err = row.Scan(&c.DeliveryID, &c.EventID, &c.TenantID, &c.EndpointID, &c.DestinationID, &c.Epoch, &c.Attempt)
+		return c, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list overdue deliveries: %w", err)
 	}

@@ -16,7 +16,8 @@ import (
 
 func (b *testBundle) claim(t testing.TB, worker uuid.UUID, quota int) []postgres.Claimed {
 	t.Helper()
-	claimed, err := postgres.Claim(t.Context(), b.engine, worker, id.New(), []uuid.UUID{b.destination}, []int{quota})
+	claimed, err := postgres.Claim(t.Context(), b.engine, postgres.ClaimRequest{
+		Worker: worker, Claim: id.New(), Destinations: []uuid.UUID{b.destination}, Quotas: []int{quota}, Lane: postgres.LaneWorkflow})
 	require.NoError(t, err)
 	return claimed
 }
@@ -43,7 +44,8 @@ func TestClaimTakesEachDeliveryOnceAndCountsItsStart(t *testing.T) {
 	for _, worker := range workers {
 		wait.Go(func() {
 			for {
-				batch, err := postgres.Claim(context.Background(), b.engine, worker, id.New(), []uuid.UUID{b.destination}, []int{7})
+				batch, err := postgres.Claim(context.Background(), b.engine, postgres.ClaimRequest{
+					Worker: worker, Claim: id.New(), Destinations: []uuid.UUID{b.destination}, Quotas: []int{7}, Lane: postgres.LaneWorkflow})
 				require.NoError(t, err)
 				mu.Lock()
 				for _, c := range batch {

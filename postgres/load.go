@@ -14,18 +14,29 @@ import (
 
 // Outgoing is everything that one attempt needs to be sent.
 type Outgoing struct {
-	EventID       uuid.UUID
-	AcceptedAt    time.Time
-	Headers       []byte // as webhook.EncodeHeaders wrote them
-	Body          []byte
-	Secret        []byte // of the event: the attempt's secret is derived from it
-	URL           string
-	SecretPath    bool
-	Timeout       time.Duration
-	Schedule      json.RawMessage
-	ExtraHeaders  json.RawMessage
-	SigningKeys   [][]byte // newest first; empty: not signed
-	DestinationID uuid.UUID
+	Payload
+	Destination
+}
+
+// Payload is what an attempt needs of its event.
+type Payload struct {
+	EventID    uuid.UUID
+	AcceptedAt time.Time
+	Headers    []byte // as webhook.EncodeHeaders wrote them
+	Body       []byte
+	Commitment
+}
+
+// Destination is what all attempts to a destination share.
+type Destination struct {
+	ID           uuid.UUID
+	URL          string
+	SecretPath   bool
+	Timeout      time.Duration
+	Schedule     json.RawMessage
+	ExtraHeaders json.RawMessage
+	SigningKeys  [][]byte // newest first; empty: not signed
+	Held         bool     // paused, disabled or removed: nothing may be sent
 }
 
 // ErrMoved means that the delivery isn't (any longer) where the caller thinks: another carrier has it, or it is over.
@@ -44,7 +55,7 @@ with started as (
       and t.id = d.destination_id and t.paused_at is null and t.disabled_at is null and t.deleted_at is null
     returning d.id
 )
-select e.id, e.accepted_at, p.headers, p.body, p.secret, t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
+select e.id, e.accepted_at, e.body_size, e.payload_hash, p.headers, p.body, p.salt, p.secret, t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
     array(select s.secret from destination_secrets s
           where s.destination_id = t.id and (s.expires_at is null or s.expires_at > now()) order by s.id desc),
     t.paused_at is not null or t.disabled_at is not null or t.deleted_at is not null,
@@ -64,16 +75,16 @@ func StartAttempt(ctx context.Context, pool *pgxpool.Pool, delivery uuid.UUID, e
 	}
 	var o Outgoing
 	var timeoutMS int
-	var held, started bool
-	low, high := eventBounds(delivery, delivery)
-	err := pool.QueryRow(ctx, startSQL, delivery, epoch, attempt, raise, low, high).Scan(&o.EventID, &o.AcceptedAt, &o.Headers, &o.Body,
-		&o.Secret, &o.DestinationID, &o.URL, &o.SecretPath, &timeoutMS, &o.Schedule, &o.ExtraHeaders, &o.SigningKeys, &held, &started)
+	var started bool
+	low, high := eventBounds(delivery)
+	err := pool.QueryRow(ctx, startSQL, delivery, epoch, attempt, raise, low, high).Scan(&o.EventID, &o.AcceptedAt, &o.PayloadSize, &o.PayloadHash, &o.Headers,
+		&o.Body, &o.Salt, &o.Secret, &o.ID, &o.URL, &o.SecretPath, &timeoutMS, &o.Schedule, &o.ExtraHeaders, &o.SigningKeys, &o.Held, &started)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil, ErrMoved
 	case err != nil:
 		return nil, fmt.Errorf("start attempt: %w", err)
-	case held:
+	case o.Held:
 		return nil, ErrHeld
 	case !started:
 		return nil, ErrMoved

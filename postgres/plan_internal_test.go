@@ -21,17 +21,23 @@ var partitionOfDay = regexp.MustCompile(`(?:events|event_payloads|deliveries|att
 func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, error)) {
 	delivery := id.New()
 	ids := []uuid.UUID{delivery}
-	first, last := eventBounds(delivery, delivery)
+	first, last := eventBounds(delivery)
 	for name, statement := range map[string]struct {
 		sql  string
 		args []any
 	}{
-		"start": {startSQL, []any{delivery, 0, 1, 1, first, last}},
-		"lock":  {lockSQL, []any{ids, delivery, delivery, first, last}},
+		"start":       {startSQL, []any{delivery, 0, 1, 1, first, last}},
+		"lock":        {lockSQL, []any{ids}},
+		"commitments": {commitmentsSQL, []any{ids}},
 		"update": {updateDeliveriesSQL, []any{ids, []string{"pending"}, []int{0}, []int{1}, []int{0}, []int{0}, [][]byte{nil}, []int64{0},
-			[]int64{0}, []bool{false}, delivery, delivery}},
-		"count starts": {countStartsSQL, []any{ids, delivery, delivery}},
-		"read claimed": {readClaimedSQL, []any{ids, delivery, delivery}},
+			[]int64{0}, []bool{false}}},
+		"count starts": {countStartsSQL, []any{ids, []int{1}, []string{"batch"}}},
+		"read claimed": {readClaimedSQL, []any{ids}},
+		"batch rows":   {batchRowsSQL, []any{ids}},
+		"events":       {eventsSQL, []any{ids}},
+		"payloads":     {payloadsSQL, []any{ids}},
+		"count again":  {countAgainSQL, []any{ids}},
+		"defer":        {deferSQL, []any{ids, []int{0}, []int{1}, []int64{0}}},
 		"requeue":      {requeueSQL, []any{delivery, 0, 1, time.Second.Milliseconds(), 0}},
 	} {
 		rows, err := query("explain "+statement.sql, statement.args...)

@@ -3,6 +3,7 @@ package postgres
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -29,10 +30,15 @@ type Delivery struct {
 	Leaves        int
 	LastLeafHash  []byte // nil before the first leaf
 	DueIn         time.Duration
-	PayloadSize   int
-	PayloadHash   []byte
-	Salt          []byte // of the payload
-	Secret        []byte // of the event
+	Commitment
+}
+
+// Commitment is what a leaf says of an event's payload, and what opens it.
+type Commitment struct {
+	PayloadSize int
+	PayloadHash []byte
+	Salt        []byte // of the payload
+	Secret      []byte // of the event: the secrets of attempts are derived from it
 }
 
 // Attempt is a row of attempts: an HTTP request and its outcome, or (Number 0) the decision to send no more.
@@ -71,53 +77,112 @@ type Change struct {
 }
 
 const lockSQL = `
-select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id, l.origin, d.state, d.epoch, d.next_attempt,
-    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000,
-    e.body_size, e.payload_hash, p.salt, p.secret
-from unnest($1::uuid[]) as k(id)
-join deliveries d on d.id = k.id
-join events e on e.id = d.event_id and e.id between $4 and $5
-join event_payloads p on p.event_id = d.event_id and p.event_id between $4 and $5
-join logs l on l.id = d.log_id
-where d.id between $2 and $3
+select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
+    (select l.origin from logs l where l.id = d.log_id), d.state, d.epoch, d.next_attempt,
+    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000
+from deliveries d
+where d.id = any($1)
 order by d.id
 for update of d`
 
+const commitmentsSQL = `
+select e.id, e.body_size, e.payload_hash, p.salt, p.secret
+from events e
+join event_payloads p on p.event_id = e.id and p.event_id = any($1)
+where e.id = any($1)`
+
 // Record is invariant 4: in one transaction it locks deliveries in the order of their IDs, lets decide say what changes
 // (it sees each row as it is under the lock, so it can refuse a carrier that was fenced off), and writes attempts,
-// leaves, states and queue rows together. decide may be called again if the transaction has to be repeated.
-func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, decide func(map[uuid.UUID]*Delivery) ([]Change, error)) error {
-	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		locked, err := lock(ctx, tx, ids)
-		if err != nil {
-			return fmt.Errorf("lock deliveries: %w", err)
+// leaves, states and queue rows together. decide may be called again if the transaction has to be repeated. known are
+// the commitments of deliveries whose sender has read them already; the others are read here.
+func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[uuid.UUID]*Commitment,
+	decide func(map[uuid.UUID]*Delivery) ([]Change, error)) error {
+	return pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		locked, err := beginAndLock(ctx, conn, ids)
+		if err == nil {
+			err = addCommitments(ctx, conn, locked, known)
 		}
-		changes, err := decide(locked)
-		if err != nil || len(changes) == 0 {
-			return err
+		var changes []Change
+		if err == nil {
+			changes, err = decide(locked)
 		}
-		return write(ctx, tx, changes)
+		if err == nil && len(changes) > 0 {
+			return writeAndCommit(ctx, conn, changes)
+		}
+		return errors.Join(err, rollback(conn))
 	})
 }
 
-func lock(ctx context.Context, tx pgx.Tx, ids []uuid.UUID) (map[uuid.UUID]*Delivery, error) {
-	low, high := bounds(ids)
-	firstEvent, lastEvent := eventBounds(low, high)
-	rows, err := tx.Query(ctx, lockSQL, ids, low, high, firstEvent, lastEvent)
-	if err != nil {
-		return nil, err
-	}
+// beginAndLock begins a transaction and locks deliveries, in one round trip.
+func beginAndLock(ctx context.Context, conn *pgxpool.Conn, ids []uuid.UUID) (map[uuid.UUID]*Delivery, error) {
 	locked := make(map[uuid.UUID]*Delivery, len(ids))
-	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Delivery, error) {
-		d := &Delivery{}
-		var dueMS float64
-		err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
-			&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS, &d.PayloadSize, &d.PayloadHash, &d.Salt, &d.Secret)
-		d.DueIn = time.Duration(dueMS) * time.Millisecond
-		locked[d.ID] = d
-		return d, err
+	batch := &pgx.Batch{}
+	batch.Queue("begin")
+	batch.Queue(lockSQL, ids).Query(func(rows pgx.Rows) error {
+		_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Delivery, error) {
+			d := &Delivery{}
+			var dueMS float64
+			err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
+				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS)
+			d.DueIn = time.Duration(dueMS) * time.Millisecond
+			locked[d.ID] = d
+			return d, err
+		})
+		return err
 	})
-	return locked, err
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, fmt.Errorf("lock deliveries: %w", err)
+	}
+	return locked, nil
+}
+
+// rollback ends a transaction that changed nothing, or failed. The pool closes a connection on which that fails.
+func rollback(conn *pgxpool.Conn) error {
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	defer cancel()
+	_, err := conn.Exec(ctx, "rollback")
+	if err != nil {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	return nil
+}
+
+// addCommitments completes deliveries by what is known, and reads the rest.
+func addCommitments(ctx context.Context, tx querier, locked map[uuid.UUID]*Delivery, known map[uuid.UUID]*Commitment) error {
+	unknown := map[uuid.UUID][]*Delivery{}
+	var events []uuid.UUID
+	for _, d := range locked {
+		if c := known[d.ID]; c != nil {
+			d.Commitment = *c
+			continue
+		}
+		unknown[d.EventID] = append(unknown[d.EventID], d)
+		events = append(events, d.EventID)
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	rows, err := tx.Query(ctx, commitmentsSQL, events)
+	if err != nil {
+		return fmt.Errorf("read events: %w", err)
+	}
+	var event uuid.UUID
+	var c Commitment
+	_, err = pgx.ForEachRow(rows, []any{&event, &c.PayloadSize, &c.PayloadHash, &c.Salt, &c.Secret}, func() error {
+		for _, d := range unknown[event] {
+			d.Commitment = c
+		}
+		delete(unknown, event)
+		c = Commitment{} // its slices belong to the deliveries now
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read events: %w", err)
+	}
+	if len(unknown) > 0 {
+		return fmt.Errorf("%d events of deliveries are missing", len(unknown))
+	}
+	return nil
 }
 
 const insertAttemptsSQL = `
@@ -140,7 +205,7 @@ update deliveries d set state = u.state, epoch = u.epoch, next_attempt = u.next_
     finished_at = case when u.state <> 'pending' then now() end
 from unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::int[], $6::int[], $7::bytea[], $8::bigint[], $9::bigint[], $10::boolean[])
     as u(id, state, epoch, next_attempt, lost_starts, leaves, last_leaf_hash, delay_ms, grace_ms, park)
-where d.id = u.id and d.id between $11 and $12`
+where d.id = u.id and d.id = any($1)`
 
 const leaveQueueSQL = `delete from delivery_queue where delivery_id = any($1::uuid[])`
 
@@ -154,13 +219,18 @@ on conflict (delivery_id) do update
 const disableSQL = `
 update destinations set disabled_at = now(), disabled_reason = $2, updated_at = now() where id = $1 and disabled_at is null`
 
-// write sends all statements of the changes in one round trip.
-func write(ctx context.Context, tx pgx.Tx, changes []Change) error {
+// writeAndCommit sends all statements of the changes and the commit in one round trip. If one fails, Postgres skips those
+// after it, the commit included.
+func writeAndCommit(ctx context.Context, conn *pgxpool.Conn, changes []Change) error {
 	batch := &pgx.Batch{}
 	queueAttempts(batch, changes)
 	queueDeliveries(batch, changes)
 	queueDisabled(batch, changes)
-	return tx.SendBatch(ctx, batch).Close()
+	batch.Queue("commit")
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return errors.Join(err, rollback(conn))
+	}
+	return nil
 }
 
 // queueDisabled disables each destination once, in the order of their IDs: two groups that disable the same ones lock
@@ -231,8 +301,7 @@ func queueDeliveries(batch *pgx.Batch, changes []Change) {
 		parkedTenants, parkedDelays = append(parkedTenants, d.TenantID), append(parkedDelays, c.Delay.Milliseconds())
 		parkedAttempts = append(parkedAttempts, d.NextAttempt)
 	}
-	low, high := bounds(ids)
-	batch.Queue(updateDeliveriesSQL, ids, states, epochs, next, lost, leaves, hashes, delays, graces, parks, low, high)
+	batch.Queue(updateDeliveriesSQL, ids, states, epochs, next, lost, leaves, hashes, delays, graces, parks)
 	if len(gone) > 0 {
 		batch.Queue(leaveQueueSQL, gone)
 	}

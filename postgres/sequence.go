@@ -203,6 +203,9 @@ func ReadTiles(ctx context.Context, db querier, log uuid.UUID, ids []TileID) (ma
 
 // setAside keeps what must not be indexed, with its reason, so that the rest goes on.
 func setAside(ctx context.Context, tx pgx.Tx, log uuid.UUID, rejected []RejectedLeaf) error {
+	if len(rejected) == 0 {
+		return nil
+	}
 	rows := make([][]any, len(rejected))
 	for i, r := range rejected {
 		rows[i] = []any{log, r.TenantID, r.AttemptID, r.Hash, r.Bytes, r.Secrets, r.Reason}
@@ -215,6 +218,14 @@ func setAside(ctx context.Context, tx pgx.Tx, log uuid.UUID, rejected []Rejected
 	return nil
 }
 
+const insertLeavesSQL = `
+insert into merkle_leaves (log_id, leaf_index, tenant_id, attempt_id, leaf_hash, leaf, secrets)
+select $1, * from unnest($2::bigint[], $3::uuid[], $4::uuid[], $5::bytea[], $6::bytea[], $7::bytea[])`
+
+const insertLeavesOfAttemptsSQL = `
+insert into leaf_of_attempt (log_id, attempt_id, tenant_id, leaf_index)
+select $1, * from unnest($2::uuid[], $3::uuid[], $4::bigint[])`
+
 const upsertTilesSQL = `
 insert into merkle_tiles (log_id, level, tile_index, hashes)
 select $1, * from unnest($2::smallint[], $3::bigint[], $4::bytea[])
@@ -225,28 +236,23 @@ func writeGrowth(ctx context.Context, tx pgx.Tx, log uuid.UUID, oldSize uint64, 
 	if g.TreeSize != oldSize+uint64(len(g.Accepted)) {
 		return fmt.Errorf("tree of %d and %d leaves would have size %d", oldSize, len(g.Accepted), g.TreeSize)
 	}
-	leaves, attempts := make([][]any, len(g.Accepted)), make([][]any, len(g.Accepted))
+	n := len(g.Accepted)
+	tenants, attempts, indexes := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]int64, n)
+	leafHashes, leaves, secrets := make([][]byte, n), make([][]byte, n), make([][]byte, n)
 	for i, l := range g.Accepted {
-		index := int64(oldSize) + int64(i)
-		leaves[i] = []any{log, index, l.TenantID, l.AttemptID, l.Hash, l.Bytes, l.Secrets}
-		attempts[i] = []any{l.AttemptID, l.TenantID, log, index}
-	}
-	if _, err := tx.CopyFrom(ctx, pgx.Identifier{"merkle_leaves"},
-		[]string{"log_id", "leaf_index", "tenant_id", "attempt_id", "leaf_hash", "leaf", "secrets"}, pgx.CopyFromRows(leaves)); err != nil {
-		return fmt.Errorf("write leaves: %w", err)
-	}
-	if _, err := tx.CopyFrom(ctx, pgx.Identifier{"leaf_of_attempt"},
-		[]string{"attempt_id", "tenant_id", "log_id", "leaf_index"}, pgx.CopyFromRows(attempts)); err != nil {
-		return fmt.Errorf("write leaves of attempts: %w", err)
+		tenants[i], attempts[i], indexes[i] = l.TenantID, l.AttemptID, int64(oldSize)+int64(i)
+		leafHashes[i], leaves[i], secrets[i] = l.Hash, l.Bytes, l.Secrets
 	}
 	var levels []int16
-	var indexes []int64
-	var hashes [][]byte
+	var tileIndexes []int64
+	var tiles [][]byte
 	for _, t := range g.Tiles {
-		levels, indexes, hashes = append(levels, int16(t.Level)), append(indexes, int64(t.Index)), append(hashes, t.Hashes)
+		levels, tileIndexes, tiles = append(levels, int16(t.Level)), append(tileIndexes, int64(t.Index)), append(tiles, t.Hashes)
 	}
 	batch := &pgx.Batch{}
-	batch.Queue(upsertTilesSQL, log, levels, indexes, hashes)
+	batch.Queue(insertLeavesSQL, log, indexes, tenants, attempts, leafHashes, leaves, secrets)
+	batch.Queue(insertLeavesOfAttemptsSQL, log, attempts, tenants, indexes)
+	batch.Queue(upsertTilesSQL, log, levels, tileIndexes, tiles)
 	batch.Queue("insert into tree_roots (log_id, tree_size, root_hash) values ($1, $2, $3)", log, int64(g.TreeSize), g.RootHash)
 	batch.Queue("update log_heads set tree_size = $3, root_hash = $4 where log_id = $1 and tree_size = $2",
 		log, int64(oldSize), int64(g.TreeSize), g.RootHash).Exec(func(tag pgconn.CommandTag) error {
@@ -256,7 +262,7 @@ func writeGrowth(ctx context.Context, tx pgx.Tx, log uuid.UUID, oldSize uint64, 
 		return nil
 	})
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("write head: %w", err)
+		return fmt.Errorf("write leaves and head: %w", err)
 	}
 	return nil
 }

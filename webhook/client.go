@@ -37,7 +37,7 @@ type ClientConfig struct {
 	Allow []netip.Prefix
 	// RootCAs are trusted for https. Default: the system's.
 	RootCAs *x509.CertPool
-	// MaxIdlePerHost bounds the idle connections that are kept for each host and port. Default: 32.
+	// MaxIdlePerHost bounds the idle connections that are kept for each host and port. Default: 256.
 	MaxIdlePerHost int
 	// IdleTimeout is how long an idle connection is kept. Default: 30 s.
 	IdleTimeout time.Duration
@@ -68,7 +68,7 @@ func NewClient(cfg ClientConfig) *Client {
 		Protocols:              protocols,
 		DisableCompression:     true,
 		MaxIdleConns:           4096,
-		MaxIdleConnsPerHost:    orDefault(cfg.MaxIdlePerHost, 32),
+		MaxIdleConnsPerHost:    orDefault(cfg.MaxIdlePerHost, 256),
 		IdleConnTimeout:        orDefault(cfg.IdleTimeout, 30*time.Second),
 		MaxResponseHeaderBytes: maxResponseHeader,
 	}}

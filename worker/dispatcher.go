@@ -30,24 +30,28 @@ const (
 	fastEnough = 2 * time.Second
 )
 
-// Dispatcher claims what is due, fairly among tenants and destinations, and starts a workflow for each delivery.
-// At most limit claimed deliveries wait for the record of their first attempt at any time.
+// Dispatcher claims what is due, fairly among tenants and destinations, and starts what carries it: a workflow for each
+// delivery, or under backlog one for hundreds of them (see lanes).
 type Dispatcher struct {
 	db        *pgxpool.Pool
 	temporal  client.Client
 	lease     *Lease
 	latencies *activities.Latencies
 	log       *zap.Logger
-	limit     int
+	limit     int // of deliveries with a workflow of their own that wait for the record of their first attempt
+	lanes     lanes
+	marks     marks
+	metrics   *metrics
 	wake      chan struct{}
 
 	mu       sync.Mutex
 	inFlight map[uuid.UUID]*flight
+	batched  int // of inFlight, carried in batches
 	starts   sync.WaitGroup
 	cursor   uuid.UUID // the last destination that was looked at
 }
 
-// flight is a claimed delivery on its way to the record of its first attempt.
+// flight is a claimed delivery on its way to the record of its next attempt.
 type flight struct {
 	claimed   postgres.Claimed
 	since     time.Time
@@ -63,14 +67,18 @@ func (d *Dispatcher) Wake() {
 	}
 }
 
-// Recorded is told that a delivery's attempt was recorded in this process: its place is free.
+// Recorded is told that a delivery has left its claim: its place is free.
 func (d *Dispatcher) Recorded(deliveryID uuid.UUID) {
 	d.mu.Lock()
-	_, was := d.inFlight[deliveryID]
+	f, was := d.inFlight[deliveryID]
 	delete(d.inFlight, deliveryID)
-	full := len(d.inFlight) == d.limit-1
+	free := was && len(d.inFlight)-d.batched == d.limit-1
+	if was && f.claimed.Lane == postgres.LaneBatch {
+		d.batched--
+		free = d.batched == mostBatched-batchSize
+	}
 	d.mu.Unlock()
-	if was && full {
+	if free {
 		d.Wake()
 	}
 }
@@ -111,26 +119,35 @@ func (d *Dispatcher) round(ctx context.Context, name string, step func(context.C
 // claim takes what is due until nothing is or no place is free.
 func (d *Dispatcher) claim(ctx context.Context, worker uuid.UUID) error {
 	for ctx.Err() == nil {
-		free := d.free()
-		if free <= 0 {
-			return nil
-		}
 		due, wrapped, err := d.due(ctx)
 		if err != nil {
 			return err
 		}
-		claimed, err := d.claimShares(ctx, worker, due, free)
+		single, batched := d.lanes.split(due, d.slow)
+		singles, err := d.claimSingles(ctx, worker, single)
 		if err != nil {
 			return err
 		}
-		for _, c := range claimed {
-			d.start(ctx, c)
+		inBatch, err := d.claimBatch(ctx, worker, batched)
+		if err != nil {
+			return err
 		}
-		if len(claimed) == 0 && wrapped {
+		d.metrics.batching.Set(d.lanes.batching())
+		if singles+inBatch == 0 && (wrapped || !d.hasRoom()) {
 			return nil
 		}
 	}
 	return nil
+}
+
+// hasRoom reports whether any destination's deliveries could be claimed.
+func (d *Dispatcher) hasRoom() bool {
+	return d.lanes.affordable(d.free()) > 0 || d.freeForBatches() >= batchSize
+}
+
+// slow reports whether a destination takes so long that its deliveries are better carried one by one.
+func (d *Dispatcher) slow(destination uuid.UUID) bool {
+	return d.latencies.P95(destination) >= fastEnough
 }
 
 // due returns the next due destinations after the cursor, and whether the end of the list was reached.
@@ -146,35 +163,85 @@ func (d *Dispatcher) due(ctx context.Context) (due []postgres.DueDestination, wr
 	return due, wrapped, nil
 }
 
-func (d *Dispatcher) claimShares(ctx context.Context, worker uuid.UUID, due []postgres.DueDestination, free int) ([]postgres.Claimed, error) {
-	waiting := make([]delivery.Waiting[uuid.UUID], len(due))
-	for i, destination := range due {
-		waiting[i] = delivery.Waiting[uuid.UUID]{Tenant: destination.TenantID, Limit: d.permits(destination)}
+// claimSingles claims deliveries that get a workflow each, and starts them.
+func (d *Dispatcher) claimSingles(ctx context.Context, worker uuid.UUID, due []postgres.DueDestination) (int, error) {
+	free := d.lanes.affordable(d.free())
+	claimed, err := d.claimShares(ctx, due, free, postgres.ClaimRequest{Worker: worker, Claim: id.New(), Lane: postgres.LaneWorkflow})
+	if err != nil {
+		return 0, err
 	}
-	var destinations []uuid.UUID
-	var quotas []int
-	for i, share := range delivery.Share(waiting, free) {
-		if share > 0 {
-			destinations, quotas = append(destinations, due[i].ID), append(quotas, share)
-		}
+	d.lanes.claimedSingles(len(claimed), free)
+	for _, c := range claimed {
+		d.startSingle(ctx, c)
 	}
-	if len(destinations) == 0 {
-		return nil, nil
-	}
-	return postgres.Claim(ctx, d.db, worker, id.New(), destinations, quotas)
+	d.metrics.claimed.WithLabelValues(string(postgres.LaneWorkflow)).Add(float64(len(claimed)))
+	return len(claimed), nil
 }
 
-// free is how many more deliveries may be claimed.
+// claimBatch claims deliveries that are carried together, and starts their batch.
+func (d *Dispatcher) claimBatch(ctx context.Context, worker uuid.UUID, due []postgres.DueDestination) (int, error) {
+	if len(due) == 0 {
+		d.lanes.claimedBatch(0)
+		return 0, nil
+	}
+	if d.freeForBatches() < batchSize || !d.lanes.mayBatch() {
+		return 0, nil
+	}
+	claimed, err := d.claimShares(ctx, due, batchSize, postgres.ClaimRequest{
+		Worker: worker, Claim: id.New(), Lane: postgres.LaneBatch, Workflows: d.lanes.affordable(d.free()),
+	})
+	if err != nil {
+		return 0, err
+	}
+	d.lanes.claimedBatch(len(claimed))
+	for _, c := range claimed {
+		if c.Lane == postgres.LaneWorkflow {
+			d.lanes.claimedSingles(1, 1)
+		}
+		d.metrics.claimed.WithLabelValues(string(c.Lane)).Inc()
+	}
+	d.carry(ctx, claimed)
+	return len(claimed), nil
+}
+
+// claimShares claims a fair share for each tenant and destination.
+func (d *Dispatcher) claimShares(ctx context.Context, due []postgres.DueDestination, free int, r postgres.ClaimRequest) ([]postgres.Claimed, error) {
+	waiting := make([]delivery.Waiting[uuid.UUID], len(due))
+	for i, destination := range due {
+		waiting[i] = delivery.Waiting[uuid.UUID]{Tenant: destination.TenantID, Limit: d.permits(destination, free)}
+	}
+	for i, share := range delivery.Share(waiting, free) {
+		if share > 0 {
+			r.Destinations, r.Quotas = append(r.Destinations, due[i].ID), append(r.Quotas, share)
+			r.DueAfter = append(r.DueAfter, d.marks.after(due[i].ID))
+		}
+	}
+	if len(r.Destinations) == 0 {
+		return nil, nil
+	}
+	claimed, err := postgres.Claim(ctx, d.db, r)
+	d.marks.add(claimed)
+	return claimed, err
+}
+
+// free is how many more deliveries may get a workflow of their own.
 func (d *Dispatcher) free() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.limit - len(d.inFlight)
+	return max(d.limit-(len(d.inFlight)-d.batched), 0)
+}
+
+// freeForBatches is how many more deliveries may be carried in batches.
+func (d *Dispatcher) freeForBatches() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return mostBatched - d.batched
 }
 
 // permits is how many more deliveries to a destination this worker may have in flight.
-func (d *Dispatcher) permits(destination postgres.DueDestination) int {
+func (d *Dispatcher) permits(destination postgres.DueDestination, most int) int {
 	if destination.MaxConcurrency == 0 {
-		return d.limit
+		return most
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -187,22 +254,41 @@ func (d *Dispatcher) permits(destination postgres.DueDestination) int {
 	return permits
 }
 
-// start enters a claimed delivery as in flight and starts its workflow beside the loop. Whether a start that failed
-// has happened can't be known, so the same ID is tried again until Temporal says yes, or that it knows it already.
-func (d *Dispatcher) start(ctx context.Context, c postgres.Claimed) {
-	d.mu.Lock()
-	d.inFlight[c.DeliveryID] = &flight{claimed: c, since: time.Now()}
-	d.mu.Unlock()
-	local := d.latencies.P95(c.DestinationID) < fastEnough
+// carry starts what carries claimed deliveries: those of a batch together, the others one by one.
+func (d *Dispatcher) carry(ctx context.Context, claimed []postgres.Claimed) {
+	batches := map[uuid.UUID][]postgres.Claimed{}
+	for _, c := range claimed {
+		if c.Lane == postgres.LaneBatch {
+			batches[c.ClaimID] = append(batches[c.ClaimID], c)
+		} else {
+			d.startSingle(ctx, c)
+		}
+	}
+	for _, batch := range batches {
+		d.startAll(ctx, batch, func() error { return startBatch(ctx, d.temporal, batch) })
+	}
+}
+
+// startSingle starts a delivery's own workflow.
+func (d *Dispatcher) startSingle(ctx context.Context, c postgres.Claimed) {
+	local := !d.slow(c.DestinationID)
+	d.startAll(ctx, []postgres.Claimed{c}, func() error { return startDelivery(ctx, d.temporal, c, local) })
+}
+
+// startAll enters claimed deliveries as in flight and starts the workflow that carries them beside the loop. Whether a
+// start that failed has happened can't be known, so the same ID is tried again until Temporal says yes, or that it knows
+// it already.
+func (d *Dispatcher) startAll(ctx context.Context, claimed []postgres.Claimed, start func() error) {
+	d.enter(claimed)
 	d.starts.Go(func() {
 		wait := 50 * time.Millisecond
 		for {
-			err := startDelivery(ctx, d.temporal, c, local)
+			err := start()
 			if errors.Is(err, errStarted) {
-				err = d.adopt(ctx, c)
+				err = d.adopt(ctx, claimed...)
 			}
 			if err == nil {
-				d.started(c.DeliveryID)
+				d.started(claimed)
 				return
 			}
 			select {
@@ -211,51 +297,63 @@ func (d *Dispatcher) start(ctx context.Context, c postgres.Claimed) {
 			case <-time.After(wait):
 				wait = min(2*wait, 5*time.Second)
 			}
-			d.log.Warn("delivery not started", zap.String("delivery_id", id.Delivery.Format(c.DeliveryID)), zap.Error(err))
+			d.log.Warn("workflow not started", zap.String("workflow_id", carrierID(claimed[0])), zap.Error(err))
 		}
 	})
 }
 
-func (d *Dispatcher) started(deliveryID uuid.UUID) {
+func (d *Dispatcher) enter(claimed []postgres.Claimed) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if f := d.inFlight[deliveryID]; f != nil {
-		f.isStarted, f.asked = true, time.Now()
+	for _, c := range claimed {
+		if old := d.inFlight[c.DeliveryID]; old != nil && old.claimed.Lane == postgres.LaneBatch {
+			d.batched--
+		}
+		d.inFlight[c.DeliveryID] = &flight{claimed: c, since: time.Now()}
+		if c.Lane == postgres.LaneBatch {
+			d.batched++
+		}
 	}
 }
 
-// adopt looks after a claim whose workflow exists. A running one goes on; one that ended without a record has lost
-// the delivery, which goes back into the queue under the next epoch. (If it did record, the fence lets nothing happen.)
-func (d *Dispatcher) adopt(ctx context.Context, c postgres.Claimed) error {
-	runs, err := carrierRuns(ctx, d.temporal, c)
+func (d *Dispatcher) started(claimed []postgres.Claimed) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range claimed {
+		if f := d.inFlight[c.DeliveryID]; f != nil {
+			f.isStarted, f.asked = true, time.Now()
+		}
+	}
+}
+
+// adopt looks after claims of one workflow that exists. A running one goes on; one that ended without a record has lost
+// the deliveries, which go back into the queue under the next epoch. (If it did record, the fence lets nothing happen.)
+func (d *Dispatcher) adopt(ctx context.Context, claimed ...postgres.Claimed) error {
+	runs, err := carrierRuns(ctx, d.temporal, claimed[0])
 	if err != nil || runs {
 		return err
 	}
-	requeued, err := postgres.Requeue(ctx, d.db, c.DeliveryID, c.Epoch, c.Attempt, 0, 0)
-	if err != nil {
-		return err
-	}
-	d.Recorded(c.DeliveryID)
-	if requeued {
-		d.log.Warn("carrier ended without a record; delivery requeued",
-			zap.String("delivery_id", id.Delivery.Format(c.DeliveryID)), zap.Int("epoch", c.Epoch))
+	for _, c := range claimed {
+		requeued, err := postgres.Requeue(ctx, d.db, c.DeliveryID, c.Epoch, c.Attempt, 0, 0)
+		if err != nil {
+			return err
+		}
+		d.Recorded(c.DeliveryID)
+		if requeued {
+			d.log.Warn("carrier ended without a record; delivery requeued",
+				zap.String("delivery_id", id.Delivery.Format(c.DeliveryID)), zap.Int("epoch", c.Epoch))
+		}
 	}
 	return nil
 }
 
 // takeOver adopts the claims of workers that are no longer alive, starting what they had not started.
 func (d *Dispatcher) takeOver(ctx context.Context, worker uuid.UUID) error {
-	free := d.free()
-	if free <= 0 {
-		return nil
-	}
-	claimed, err := postgres.TakeOver(ctx, d.db, worker, free)
+	claimed, err := postgres.TakeOver(ctx, d.db, worker, d.limit+mostBatched)
 	if err != nil {
 		return err
 	}
-	for _, c := range claimed {
-		d.start(ctx, c)
-	}
+	d.carry(ctx, claimed)
 	if len(claimed) > 0 {
 		d.log.Info("took over claims of dead workers", zap.Int("deliveries", len(claimed)))
 	}

@@ -7,16 +7,19 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/kapsel-io/kapsel/activities"
 	"github.com/kapsel-io/kapsel/id"
@@ -41,6 +44,8 @@ type Config struct {
 	// KeyDir holds the seeds of the logs' keys, <log>.seed, and HighWaterDir their high-water records. If KeyDir is
 	// empty, this worker carries deliveries only, and others must seal.
 	KeyDir, HighWaterDir string
+	// Metrics is where the worker registers its metrics. Default: nowhere.
+	Metrics prometheus.Registerer
 	// Log gets one line an event.
 	Log *zap.Logger
 }
@@ -58,6 +63,7 @@ const (
 // Worker carries deliveries and grows logs.
 type Worker struct {
 	config     Config
+	metrics    *metrics
 	lease      *Lease
 	temporal   client.Client
 	dispatcher *Dispatcher
@@ -75,7 +81,7 @@ func Run(ctx context.Context, config Config) error {
 	if config.MaxInFlight == 0 {
 		config.MaxInFlight = 200
 	}
-	w := &Worker{config: config, interrupt: make(chan struct{})}
+	w := &Worker{config: config, metrics: newMetrics(config.Metrics), interrupt: make(chan struct{})}
 	if err := w.connect(ctx); err != nil {
 		return err
 	}
@@ -100,6 +106,8 @@ func (w *Worker) connect(ctx context.Context) error {
 	}
 	w.lease = NewLease(w.config.Engine, host, w.config.Log)
 	options := w.config.Temporal
+	options.ConnectionOptions.DialOptions = append(slices.Clone(options.ConnectionOptions.DialOptions),
+		grpc.WithChainUnaryInterceptor(w.metrics.countStarts))
 	options.Logger = temporalLogger{w.config.Log.Named("temporal").Sugar()}
 	if w.temporal, err = dial(ctx, options, w.config.Log); err != nil {
 		return err
@@ -112,7 +120,7 @@ func (w *Worker) build() {
 	latencies := activities.NewLatencies()
 	w.dispatcher = &Dispatcher{
 		db: c.Engine, temporal: w.temporal, lease: w.lease, latencies: latencies, log: c.Log, limit: c.MaxInFlight,
-		wake: make(chan struct{}, 1), inFlight: map[uuid.UUID]*flight{},
+		metrics: w.metrics, wake: make(chan struct{}, 1), inFlight: map[uuid.UUID]*flight{},
 	}
 	w.client = webhook.NewClient(webhook.ClientConfig{Allow: c.Allow})
 	w.sealing = activities.NewSealing(activities.SealingConfig{
@@ -131,6 +139,7 @@ func (w *Worker) build() {
 		WorkerStopTimeout:                       stopTimeout,
 	})
 	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverWebhook, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
+	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
 	w.delivery.RegisterActivity(&activities.Activities{
 		DB: c.Engine, Client: w.client, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
 	})

@@ -20,6 +20,7 @@ const (
 // The names under which the workflows are registered: part of saved histories, never to change.
 const (
 	DeliverWebhookName = "DeliverWebhook"
+	DeliverBatchName   = "DeliverBatch"
 	AttestLogName      = "AttestLog"
 )
 
@@ -28,6 +29,9 @@ const (
 func DeliveryWorkflowID(delivery string, epoch int) string {
 	return fmt.Sprintf("deliver/%s/%d", delivery, epoch)
 }
+
+// BatchWorkflowID names the workflow that carries the deliveries of a claim (a TypeID).
+func BatchWorkflowID(claim string) string { return "batch/" + claim }
 
 // AttestWorkflowID names the one workflow that grows a log (a TypeID).
 func AttestWorkflowID(log string) string { return "attest/" + log }

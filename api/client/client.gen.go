@@ -228,6 +228,9 @@ type Delivery struct {
 	FinishedAt *time.Time `json:"finished_at,omitempty"`
 	ID         string     `json:"id"`
 
+	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
+	Lane *string `json:"lane,omitempty"`
+
 	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
 	State string `json:"state"`
 }

@@ -105,7 +105,7 @@ func (q *Queries) CountDestinations(ctx context.Context, endpointID uuid.UUID) (
 }
 
 const deliveriesOf = `-- name: DeliveriesOf :many
-select d.id, d.destination_id, d.state, d.next_attempt, d.due_at, d.finished_at
+select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at
 from deliveries d
 where d.event_id = $1 and d.id between $2 and $3
 order by d.id
@@ -115,6 +115,7 @@ type DeliveriesOfRow struct {
 	ID            uuid.UUID
 	DestinationID uuid.UUID
 	State         string
+	Lane          *string
 	NextAttempt   int32
 	DueAt         *time.Time
 	FinishedAt    *time.Time
@@ -134,6 +135,7 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 			&i.ID,
 			&i.DestinationID,
 			&i.State,
+			&i.Lane,
 			&i.NextAttempt,
 			&i.DueAt,
 			&i.FinishedAt,

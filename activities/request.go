@@ -1,0 +1,133 @@
+package activities
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/kapsel-io/kapsel/attestation"
+	"github.com/kapsel-io/kapsel/delivery"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/webhook"
+)
+
+// target is a destination whose settings were read, once for all attempts that go there together.
+type target struct {
+	*postgres.Destination
+	schedule    delivery.Schedule
+	extra       http.Header // configured headers
+	extraNames  []string
+	endpointURL string // as it stands in leaves
+}
+
+func newTarget(d *postgres.Destination) (*target, error) {
+	t := &target{Destination: d}
+	if err := json.Unmarshal(d.Schedule, &t.schedule); err != nil {
+		return nil, fmt.Errorf("read schedule: %w", err)
+	}
+	if err := json.Unmarshal(d.ExtraHeaders, &t.extra); err != nil {
+		return nil, fmt.Errorf("read configured headers: %w", err)
+	}
+	t.extraNames = slices.Collect(maps.Keys(t.extra))
+	var err error
+	t.endpointURL, err = attestation.EndpointURL(d.URL, d.SecretPath)
+	return t, err
+}
+
+// sending is one attempt that is about to be sent.
+type sending struct {
+	Delivery uuid.UUID
+	Attempt  int
+	Payload  *postgres.Payload
+}
+
+// request sends one attempt, in whichever lane, and says what follows from its answer. An error means that no request was
+// made.
+func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcome, Response, error) {
+	headers, err := outgoingHeaders(to, s)
+	if err != nil {
+		return Outcome{}, Response{}, err
+	}
+	sendCtx, cancel := a.interruptible(ctx)
+	defer cancel()
+	result := a.Client.Send(sendCtx, webhook.Request{URL: to.URL, Header: headers, Body: s.Payload.Body, Timeout: to.Timeout})
+	a.Latencies.Add(to.ID, result.Duration)
+
+	decision := delivery.Decide(delivery.Attempted{
+		Attempt:    s.Attempt,
+		Status:     result.Status,
+		Class:      delivery.ErrorClass(result.Err),
+		RetryAfter: result.Header.Get("Retry-After"),
+		Now:        time.Now(),
+		Jitter:     rand.Float64(),
+		Schedule:   to.schedule,
+	})
+	secret := attestation.AttemptSecret(s.Payload.Secret, s.Delivery, s.Attempt)
+	outcome := Outcome{
+		AttemptedAt:        result.Started,
+		Duration:           result.Duration,
+		EndpointURL:        to.endpointURL,
+		URLHash:            commit(verify.LabelURL, secret, []byte(to.URL)),
+		HeadersHash:        commit(verify.LabelHeaders, secret, attestation.CanonicalHeaders(headers, to.extraNames...)),
+		ResponseStatus:     result.Status,
+		Error:              string(result.Err),
+		Outcome:            string(decision.Outcome),
+		State:              string(decision.State),
+		Reason:             string(decision.Reason),
+		Delay:              decision.Delay,
+		Park:               decision.Park,
+		Grace:              to.Timeout + silence,
+		DisableDestination: decision.DisableDestination,
+	}
+	var response Response
+	if result.Status != 0 {
+		outcome.ResponseHash = commit(verify.LabelResponse, secret, result.Body)
+		outcome.ResponseSize = int64(len(result.Body))
+		outcome.ResponseTruncated = result.Truncated || result.Err != webhook.NoError
+		response = Response{Headers: webhook.EncodeHeaders(result.Header), Body: result.Body}
+	}
+	return outcome, response, nil
+}
+
+// interruptible returns a context that also ends when the worker has no more time for requests in flight.
+func (a *Activities) interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-a.Interrupt:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+func outgoingHeaders(to *target, s sending) (http.Header, error) {
+	original, err := webhook.DecodeHeaders(s.Payload.Headers)
+	if err != nil {
+		return nil, fmt.Errorf("read headers of event: %w", err)
+	}
+	return webhook.OutgoingHeaders(original, to.extra, webhook.Outgoing{
+		EventID:    id.Event.Format(s.Payload.EventID),
+		DeliveryID: id.Delivery.Format(s.Delivery),
+		Attempt:    s.Attempt,
+		AcceptedAt: s.Payload.AcceptedAt,
+		SentAt:     time.Now(),
+		Body:       s.Payload.Body,
+		Secrets:    to.SigningKeys,
+	}), nil
+}
+
+// commit is the commitment to x with the attempt's own salt for label, in hex.
+func commit(label string, secret, x []byte) string {
+	return attestation.Commit(label, verify.DeriveSalt(secret, label), x)
+}

@@ -1,0 +1,116 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// soakEvery is how often a soak looks and prints a line.
+const soakEvery = time.Minute
+
+// mutable are the tables whose size must not depend on how much has passed through them.
+var mutable = []string{"delivery_queue", "leaf_queue", "log_heads", "workers", "circuits", "delivery_commands"}
+
+// soakSample is what a soak looks at.
+type soakSample struct {
+	heap   int64 // bytes in use after a collection
+	queue  int64 // rows in delivery_queue and leaf_queue
+	tables int64 // bytes of the mutable tables with their indexes
+}
+
+// soak watches what must not grow.
+type soak struct {
+	samples []soakSample
+	err     error
+	stop    context.CancelFunc
+	ended   sync.WaitGroup
+}
+
+func startSoak(ctx context.Context, r *run) *soak {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &soak{stop: cancel}
+	s.ended.Go(func() {
+		tick := time.NewTicker(soakEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				sample, err := r.soakSample(ctx)
+				if err != nil {
+					s.err = err
+					return
+				}
+				s.samples = append(s.samples, sample)
+				_, _ = fmt.Fprintf(r.Progress, "soak %3d min  accepted %d  delivered %d  heap %d MiB  queues %d rows  mutable tables %d KiB\n",
+					len(s.samples), r.ledger.accepted.Load(), r.ledger.delivered.Load(), sample.heap>>20, sample.queue, sample.tables>>10)
+			}
+		}
+	})
+	return s
+}
+
+func (r *run) soakSample(ctx context.Context) (soakSample, error) {
+	var sample soakSample
+	runtime.GC()
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	// What the benchmark itself remembers of each webhook is not Kapsel's.
+	sample.heap = int64(memory.HeapAlloc) - int64(len(*r.ledger.chunks.Load()))*chunkSize*ledgerBytes
+	if r.DB == nil {
+		return sample, nil
+	}
+	err := r.DB.QueryRow(ctx, `select (select count(*) from delivery_queue) + (select count(*) from leaf_queue),
+		(select sum(pg_total_relation_size(t::regclass)) from unnest($1::text[]) t)::bigint`, mutable).Scan(&sample.queue, &sample.tables)
+	if err != nil {
+		return sample, fmt.Errorf("look at %s: %w", strings.Join(mutable, ", "), err)
+	}
+	return sample, nil
+}
+
+// ledgerBytes is about what one webhook takes in the ledger: its entry and its event's ID.
+const ledgerBytes = 40 + 48
+
+// end says whether anything grew: the last third of the samples against the second.
+func (s *soak) end() error {
+	s.stop()
+	s.ended.Wait()
+	if s.err != nil {
+		return s.err
+	}
+	if len(s.samples) < 3 {
+		return fmt.Errorf("a soak needs at least 3 minutes for something to grow; it had %d samples", len(s.samples))
+	}
+	third := len(s.samples) / 3
+	middle, last := s.samples[third:2*third], s.samples[len(s.samples)-third:]
+	for _, what := range []struct {
+		name  string
+		of    func(soakSample) int64
+		slack int64
+	}{
+		{"heap bytes", func(x soakSample) int64 { return x.heap }, 32 << 20},
+		{"queued rows", func(x soakSample) int64 { return x.queue }, 20_000},
+		{"bytes of mutable tables", func(x soakSample) int64 { return x.tables }, 32 << 20},
+	} {
+		before, after := median(middle, what.of), median(last, what.of)
+		if after > before*5/4+what.slack {
+			return fmt.Errorf("%s grew from %d to %d", what.name, before, after)
+		}
+	}
+	return nil
+}
+
+func median(samples []soakSample, of func(soakSample) int64) int64 {
+	values := make([]int64, len(samples))
+	for i, s := range samples {
+		values[i] = of(s)
+	}
+	slices.Sort(values)
+	return values[len(values)/2]
+}

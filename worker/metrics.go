@@ -1,0 +1,44 @@
+package worker
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.temporal.io/api/workflowservice/v1"
+	"google.golang.org/grpc"
+)
+
+// metrics are what a worker tells of how it carries deliveries.
+type metrics struct {
+	claimed  *prometheus.CounterVec // deliveries, by lane
+	batching prometheus.Gauge
+	eager    *prometheus.CounterVec // workflow starts, by whether their first task came back with the answer
+}
+
+func newMetrics(registerer prometheus.Registerer) *metrics {
+	m := &metrics{
+		claimed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kapsel_deliveries_claimed_total", Help: "Deliveries claimed, by the lane that carries them.",
+		}, []string{"lane"}),
+		batching: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "kapsel_dispatcher_batching", Help: "1 while endpoints of lane auto are carried in batches, because of a backlog.",
+		}),
+		eager: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kapsel_workflow_starts_total", Help: "Workflows started, by whether Temporal granted an eager start.",
+		}, []string{"eager"}),
+	}
+	if registerer != nil {
+		registerer.MustRegister(m.claimed, m.batching, m.eager)
+	}
+	return m
+}
+
+// countStarts sees every request to Temporal, and counts how its workflow starts are answered.
+func (m *metrics) countStarts(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	err := invoke(ctx, method, req, reply, conn, opts...)
+	if started, ok := reply.(*workflowservice.StartWorkflowExecutionResponse); ok && err == nil {
+		m.eager.WithLabelValues(strconv.FormatBool(started.GetEagerWorkflowTask() != nil)).Inc()
+	}
+	return err
+}
