@@ -67,8 +67,9 @@ func NewRecorder(config RecorderConfig) *Recorder {
 			}
 			return results, err
 		},
-		Size:    func(r Recording) int { return 2048 + len(r.Response.Headers) + len(r.Response.Body) },
-		Observe: config.Observe,
+		Committers: 1,
+		Size:       func(r Recording) int { return 2048 + len(r.Response.Headers) + len(r.Response.Body) },
+		Observe:    config.Observe,
 	})
 	return &Recorder{group: group, onRecord: config.OnRecord}
 }

@@ -27,6 +27,8 @@ import (
 const (
 	// sequenceLimit is how many leaves one sequencing transaction takes.
 	sequenceLimit = 2000
+	// sealPause is the least time between two looks at the queue, so that what comes one by one is sequenced together.
+	sealPause = 100 * time.Millisecond
 	// sealTick is how often the loop looks for work by itself.
 	sealTick = time.Second
 	// rewind is how many queue IDs before the last one taken are read again: leaves become visible in the order of their
@@ -110,6 +112,11 @@ func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
 		poked := s.poked() // before the work: what is queued during it wakes the loop again
 		if err := one.seal(ctx, false); err != nil {
 			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-activity.GetWorkerStopChannel(ctx):
+		case <-time.After(sealPause):
 		}
 		select {
 		case <-ctx.Done():

@@ -65,6 +65,8 @@ this machine at which Kapsel reaches it.`,
 	flags.DurationVar(&f.Latency, "receiver-latency", 5*time.Millisecond, "how long receivers take")
 	flags.Float64Var(&f.Fail, "receiver-fail", 0, "part of the webhooks whose first attempt is answered 503, 0 to 1")
 	flags.IntVar(&f.Destinations, "destinations", 1, "endpoints with one destination each, over which webhooks are spread")
+	flags.Int64Var(&f.Stored, "stored", 0, "fill the database up to so many events before the load")
+	flags.BoolVar(&f.IngestOnly, "ingest-only", false, "deliver nothing: measure only how fast webhooks are accepted")
 	flags.BoolVar(&f.noFloor, "no-floor", false, "don't measure the bare program")
 	flags.BoolVar(&f.Soak, "soak", false, "print a line a minute; fail if memory, queues or tables grow")
 	flags.StringVar(&f.CPUProfile, "cpuprofile", "", "write a CPU profile of the load to this file")
@@ -110,6 +112,7 @@ func runBench(ctx context.Context, f benchFlags, out, errOut io.Writer) error {
 		return invoke(ctx, method, req, reply, conn, opts...)
 	}
 	f.TemporalRequests = requests.Load
+	f.stack.noWorker = f.IngestOnly
 	stack, err := startStack(ctx, f.stack, f.Progress)
 	if err != nil {
 		return err

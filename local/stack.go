@@ -23,6 +23,7 @@ import (
 	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/postgres/pgserver"
 	"github.com/kapsel-io/kapsel/worker"
+	"github.com/kapsel-io/kapsel/workflows"
 )
 
 // progress is where people read how it goes.
@@ -36,6 +37,8 @@ type stackConfig struct {
 	TemporalPort int
 	UIPort       int
 	LogLevel     string
+	// noWorker: nothing is delivered and nothing sealed.
+	noWorker bool
 	// countTemporal, if set, sees every request of the worker to Temporal.
 	countTemporal grpc.UnaryClientInterceptor
 }
@@ -156,8 +159,13 @@ func (s *stack) migrate(ctx context.Context, _ stackConfig) error {
 }
 
 func (s *stack) startTemporal(ctx context.Context, config stackConfig) error {
+	var attributes []string
+	for _, key := range workflows.SearchAttributes() {
+		attributes = append(attributes, key.GetName())
+	}
 	server, err := temporal.Start(ctx, temporal.Config{
-		DatabaseURL: s.dbURL, FrontendPort: config.TemporalPort, UIPort: config.UIPort, Log: s.log.Named("temporal"),
+		DatabaseURL: s.dbURL, FrontendPort: config.TemporalPort, UIPort: config.UIPort, SearchAttributes: attributes,
+		Log: s.log.Named("temporal"),
 	})
 	if err != nil {
 		return err
@@ -202,6 +210,9 @@ func (s *stack) pools() (engine, management *pgxpool.Pool, err error) {
 }
 
 func (s *stack) startWorker(_ context.Context, config stackConfig) error {
+	if config.noWorker {
+		return nil
+	}
 	engine, err := postgres.Open(s.dbURL, postgres.Engine, 32)
 	if err != nil {
 		return err

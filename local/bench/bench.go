@@ -38,6 +38,8 @@ type Config struct {
 	Latency      time.Duration // of the receivers
 	Fail         float64       // part of the webhooks whose first attempt is answered 503
 	Destinations int           // over which webhooks are spread, each with an endpoint of its own
+	Stored       int64         // events that are in the database before, as if delivered earlier today; needs DB
+	IngestOnly   bool          // nothing delivers: measure only how fast webhooks are accepted, of the floor too
 	Floor        bool          // measure the bare program too
 	Soak         bool          // a line a minute; fails if memory, queue or tables grow
 	CPUProfile   string        // file that gets a profile of this process under load
@@ -73,11 +75,16 @@ type Result struct {
 	DrainSeconds     float64 `json:"drain_seconds"`
 }
 
+// LaneNone is the lane of a run in which nothing is delivered.
+const LaneNone = "none"
+
 // Err says what a run must not have done.
 func (r Result) Err() error {
 	switch {
 	case r.Accepted == 0:
 		return errors.New("nothing was accepted")
+	case r.Lane == LaneNone:
+		return nil
 	case r.Lost > 0:
 		return fmt.Errorf("%d accepted webhooks were never delivered", r.Lost)
 	case r.Unattested > 0:
@@ -118,6 +125,14 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	return result, err
 }
 
+// backlog is how many webhooks may be under way.
+func (c *Config) backlog() int64 {
+	if c.IngestOnly {
+		return 0
+	}
+	return c.Backlog
+}
+
 // bodies are what is sent in turn.
 func (c *Config) bodies() ([][]byte, error) {
 	if c.PayloadBytes > 0 {
@@ -142,7 +157,7 @@ func runFloor(ctx context.Context, c Config) (accepted, attested float64, err er
 		return 0, 0, err
 	}
 	defer receiver.stop()
-	f, server, url, err := startFloor(ctx, c.DB, receiver.url)
+	f, server, url, err := startFloor(ctx, c.DB, receiver.url, c.IngestOnly)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -152,7 +167,7 @@ func runFloor(ctx context.Context, c Config) (accepted, attested float64, err er
 	}
 	started := time.Now()
 	stop := report(c.Progress, l, f.attested.Load)
-	(&load{ledger: l, urls: []string{url}, bodies: bodies, backlog: c.Backlog}).run(ctx, c)
+	(&load{ledger: l, urls: []string{url}, bodies: bodies, backlog: c.backlog()}).run(ctx, c)
 	seconds := time.Since(started).Seconds()
 	accepted, attested = float64(l.accepted.Load())/seconds, float64(f.attested.Load())/seconds
 	stop()
@@ -177,6 +192,9 @@ func (r *run) measure(ctx context.Context) (Result, error) {
 	if err := r.prepare(ctx); err != nil {
 		return Result{}, err
 	}
+	if err := r.store(ctx); err != nil {
+		return Result{}, err
+	}
 	defer r.receiver.stop()
 	meter, err := newMeter(ctx, r.DB)
 	if err != nil {
@@ -199,7 +217,7 @@ func (r *run) measure(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	(&load{ledger: r.ledger, urls: r.urls, bodies: bodies, backlog: r.Backlog}).run(ctx, r.Config)
+	(&load{ledger: r.ledger, urls: r.urls, bodies: bodies, backlog: r.backlog()}).run(ctx, r.Config)
 	profiled()
 	seconds := time.Since(r.ledger.start).Seconds()
 	result := Result{
@@ -209,7 +227,11 @@ func (r *run) measure(ctx context.Context) (Result, error) {
 		AttestedPerS:  float64(size.grown()) / seconds,
 	}
 	drained := time.Now()
-	r.drain(ctx, size)
+	if r.IngestOnly {
+		result.Lane = LaneNone
+	} else {
+		r.drain(ctx, size)
+	}
 	stop()
 	size.stop()
 	result.DrainSeconds = time.Since(drained).Seconds()
@@ -231,7 +253,7 @@ func (r *run) fill(result *Result, used usage, temporalRequests, grown int64) {
 	result.IngestP99MS, result.E2EP99MS = result.Ingest.P99, result.EndToEnd.P99
 	result.Requests = r.ledger.requests.Load()
 	r.ledger.each(func(e *entry) {
-		if e.event.Load() != nil && e.taken.Load() == 0 {
+		if e.event.Load() != nil && e.taken.Load() == 0 && !r.IngestOnly {
 			result.Lost++
 		}
 	})

@@ -26,17 +26,19 @@ import (
 // before the 200), POSTs it, records the attempt (a shared commit), and sequences it into a Merkle log (a shared commit).
 // There are no tenants, no verification, no retries, no fencing and no queue: a crash between two steps loses work.
 type floor struct {
-	db       *pgxpool.Pool
-	url      string // of the receiver
-	client   *http.Client
-	accept   *postgres.Group[*floorEvent, struct{}]
-	record   *postgres.Group[*floorEvent, struct{}]
-	outgoing chan *floorEvent
-	leaves   chan [][]byte
-	senders  sync.WaitGroup
-	log      sync.WaitGroup
-	attested atomic.Int64
-	failed   atomic.Pointer[error]
+	db  *pgxpool.Pool
+	url string // of the receiver
+	// acceptOnly: nothing follows the commit.
+	acceptOnly bool
+	client     *http.Client
+	accept     *postgres.Group[*floorEvent, struct{}]
+	record     *postgres.Group[*floorEvent, struct{}]
+	outgoing   chan *floorEvent
+	leaves     chan [][]byte
+	senders    sync.WaitGroup
+	log        sync.WaitGroup
+	attested   atomic.Int64
+	failed     atomic.Pointer[error]
 }
 
 type floorEvent struct {
@@ -59,7 +61,7 @@ insert into floor_head values (0, '');`
 // floorSenders is how many POSTs may be under way.
 const floorSenders = 128
 
-func startFloor(ctx context.Context, db *pgxpool.Pool, receiver string) (*floor, *http.Server, string, error) {
+func startFloor(ctx context.Context, db *pgxpool.Pool, receiver string, acceptOnly bool) (*floor, *http.Server, string, error) {
 	if _, err := db.Exec(ctx, floorSchema); err != nil {
 		return nil, nil, "", fmt.Errorf("make the floor's tables: %w", err)
 	}
@@ -68,7 +70,7 @@ func startFloor(ctx context.Context, db *pgxpool.Pool, receiver string) (*floor,
 		return nil, nil, "", err
 	}
 	f := &floor{
-		db: db, url: receiver, outgoing: make(chan *floorEvent, 100_000), leaves: make(chan [][]byte, 1000),
+		db: db, url: receiver, acceptOnly: acceptOnly, outgoing: make(chan *floorEvent, 100_000), leaves: make(chan [][]byte, 1000),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: floorSenders, DisableCompression: true}},
 	}
 	f.accept = postgres.NewGroup(postgres.GroupConfig[*floorEvent, struct{}]{Commit: f.commitEvents, Size: f.size})
@@ -95,7 +97,9 @@ func (f *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	f.outgoing <- e
+	if !f.acceptOnly {
+		f.outgoing <- e
+	}
 	_, _ = fmt.Fprintf(w, `{"event_id":"%s"}`, e.id)
 }
 

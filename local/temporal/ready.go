@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	namespacepb "go.temporal.io/api/namespace/v1"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/api/workflowservice/v1"
 	"google.golang.org/grpc"
@@ -38,6 +39,7 @@ func (s *Server) awaitReady(ctx context.Context) error {
 	}{
 		{"wait for the server", func(ctx context.Context) error { return healthy(ctx, conn) }},
 		{"register namespace " + Namespace, func(ctx context.Context) error { return register(ctx, frontend) }},
+		{"name search attributes", func(ctx context.Context) error { return s.nameAttributes(ctx, frontend) }},
 		{"wait for namespace " + Namespace, func(ctx context.Context) error { return usable(ctx, frontend) }},
 		{"wait for the Web UI", s.uiAnswers},
 	} {
@@ -97,6 +99,26 @@ func register(ctx context.Context, frontend workflowservice.WorkflowServiceClien
 	if errors.As(err, &exists) {
 		return nil
 	}
+	return err
+}
+
+// nameAttributes gives the search attributes the first keyword columns of the visibility store, which are those that keep
+// their indexes (see usedIndexes). Registered the usual way they would get any of ten.
+func (s *Server) nameAttributes(ctx context.Context, frontend workflowservice.WorkflowServiceClient) error {
+	described, err := frontend.DescribeNamespace(ctx, &workflowservice.DescribeNamespaceRequest{Namespace: Namespace})
+	if err != nil {
+		return err
+	}
+	if len(described.GetConfig().GetCustomSearchAttributeAliases()) > 0 || len(s.attributes) == 0 {
+		return nil // an earlier start did it
+	}
+	aliases := map[string]string{}
+	for i, name := range s.attributes {
+		aliases[fmt.Sprintf("Keyword%02d", i+1)] = name
+	}
+	_, err = frontend.UpdateNamespace(ctx, &workflowservice.UpdateNamespaceRequest{
+		Namespace: Namespace, Config: &namespacepb.NamespaceConfig{CustomSearchAttributeAliases: aliases},
+	})
 	return err
 }
 

@@ -32,9 +32,7 @@ type store struct {
 	version  string
 }
 
-// stores are in the order of their making. After its schema is up to date, in the same transaction, is where a store
-// would get changes of ours: the visibility schema has 74 indexes on executions_visibility, far more than Kapsel and the
-// Web UI ask for.
+// stores are in the order of their making.
 var stores = []store{
 	{mainDatabase, "postgresql/v12/temporal", v12.Version},
 	{visibilityDatabase, "postgresql/v12/visibility", v12.VisibilityVersion},
@@ -96,17 +94,55 @@ func (s store) migrate(ctx context.Context, server *pgx.ConnConfig, logger log.L
 		if err := tx.QueryRow(ctx, "select to_regclass('schema_version') is not null").Scan(&made); err != nil {
 			return err
 		}
-		if made {
-			return schema.NewUpdateSchemaTask(db, &schema.UpdateConfig{SchemaName: s.schema}, logger).Run()
+		if err := s.makeOrUpdate(db, made, logger); err != nil {
+			return err
 		}
-		setup := &schema.SetupConfig{SchemaName: s.schema, InitialVersion: s.version}
-		err := schema.NewSetupSchemaTask(db, setup, logger).Run()
-		if hasCode(err, featureNotSupported) {
-			return fmt.Errorf("%w; install Postgres's extensions (Debian, Ubuntu: they come with postgresql; "+
-				"Fedora: dnf install postgresql-contrib)", err)
+		if s.database == visibilityDatabase {
+			return dropUnusedIndexes(ctx, tx)
 		}
-		return err
+		return nil
 	})
+}
+
+func (s store) makeOrUpdate(db *schemaTx, made bool, logger log.Logger) error {
+	if made {
+		return schema.NewUpdateSchemaTask(db, &schema.UpdateConfig{SchemaName: s.schema}, logger).Run()
+	}
+	setup := &schema.SetupConfig{SchemaName: s.schema, InitialVersion: s.version}
+	err := schema.NewSetupSchemaTask(db, setup, logger).Run()
+	if hasCode(err, featureNotSupported) {
+		return fmt.Errorf("%w; install Postgres's extensions (Debian, Ubuntu: they come with postgresql; "+
+			"Fedora: dnf install postgresql-contrib)", err)
+	}
+	return err
+}
+
+// usedIndexes are those of executions_visibility that Kapsel's queries and the Web UI's default view use. The schema has 74,
+// and every workflow writes all of them three times: that was three quarters of Postgres's time per workflow. Kapsel's five
+// search attributes are the first five keywords. Without the others a search by anything else reads the whole table; see
+// docs/performance.md.
+var usedIndexes = []string{
+	"executions_visibility_pkey", "default_idx", "by_workflow_id", "by_workflow_type",
+	"by_keyword_01", "by_keyword_02", "by_keyword_03", "by_keyword_04", "by_keyword_05",
+}
+
+// dropUnusedIndexes drops what isn't in usedIndexes; an update of the schema may have made some anew.
+func dropUnusedIndexes(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, `select indexname from pg_indexes
+		where schemaname = current_schema() and tablename = 'executions_visibility' and indexname <> all($1)`, usedIndexes)
+	if err != nil {
+		return err
+	}
+	unused, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, name := range unused {
+		if _, err := tx.Exec(ctx, "drop index "+pgx.Identifier{name}.Sanitize()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func hasCode(err error, code string) bool {

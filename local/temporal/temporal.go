@@ -42,15 +42,18 @@ type Config struct {
 	FrontendPort int
 	// UIPort is where the Web UI listens; 0 picks a free one. Temporal's own default is 8233.
 	UIPort int
+	// SearchAttributes are the keyword search attributes that [Namespace] knows, five at most: those with an index.
+	SearchAttributes []string
 	// Log gets what the server says at level warn and above. Default: none.
 	Log *zap.Logger
 }
 
 // Server is a running Temporal server with its Web UI.
 type Server struct {
-	server temporal.Server
-	ui     *uiserver.Server
-	ports  ports
+	server     temporal.Server
+	ui         *uiserver.Server
+	ports      ports
+	attributes []string
 }
 
 // Start makes or updates the databases, starts the server and the Web UI, registers [Namespace], and returns once a
@@ -81,7 +84,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err := server.Start(); err != nil {
 		return nil, fmt.Errorf("start Temporal server: %w", errors.Join(err, server.Stop()))
 	}
-	s := &Server{server: server, ui: startUI(ports), ports: ports}
+	s := &Server{server: server, ui: startUI(ports), ports: ports, attributes: cfg.SearchAttributes}
 	if err := s.awaitReady(ctx); err != nil {
 		s.ui.Stop()
 		return nil, fmt.Errorf("start Temporal: %w", errors.Join(err, server.Stop()))
