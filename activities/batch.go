@@ -64,7 +64,11 @@ func (a *Activities) SendBatch(ctx context.Context, in BatchInput) (BatchResult,
 	}
 	stop := heartbeat(ctx)
 	defer stop()
-	b := &batch{Activities: a, claim: claim, until: started.Add(BatchBudget), targets: map[uuid.UUID]*batchTarget{}}
+	ctx, cancel := a.interruptible(ctx)
+	defer cancel()
+	budget, release := context.WithDeadline(context.Background(), started.Add(BatchBudget))
+	defer release()
+	b := &batch{Activities: a, claim: claim, until: started.Add(BatchBudget), over: budget.Done(), targets: map[uuid.UUID]*batchTarget{}}
 	return b.run(ctx)
 }
 
@@ -72,7 +76,8 @@ func (a *Activities) SendBatch(ctx context.Context, in BatchInput) (BatchResult,
 type batch struct {
 	*Activities
 	claim   uuid.UUID
-	until   time.Time // no request begins after it
+	until   time.Time       // no request begins after it
+	over    <-chan struct{} // is closed then
 	targets map[uuid.UUID]*batchTarget
 	senders sync.WaitGroup
 
@@ -179,15 +184,11 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow) {
 
 // begin takes a place at the destination. It reports false if the batch's time is over, or the worker may not send.
 func (b *batch) begin(ctx context.Context, to *batchTarget) bool {
-	left := time.NewTimer(time.Until(b.until))
-	defer left.Stop()
 	select {
 	case to.places <- struct{}{}:
-	case <-left.C:
+	case <-b.over:
 		return false
 	case <-ctx.Done():
-		return false
-	case <-b.Interrupt:
 		return false
 	}
 	if time.Now().Before(b.until) && b.Alive() {

@@ -50,16 +50,14 @@ type sending struct {
 	Payload  *postgres.Payload
 }
 
-// request sends one attempt, in whichever lane, and says what follows from its answer. An error means that no request was
-// made.
+// request sends one attempt, in whichever lane, and says what follows from its answer. ctx is interruptible. An error means
+// that no request was made.
 func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcome, Response, error) {
 	headers, err := outgoingHeaders(to, s)
 	if err != nil {
 		return Outcome{}, Response{}, err
 	}
-	sendCtx, cancel := a.interruptible(ctx)
-	defer cancel()
-	result := a.Client.Send(sendCtx, webhook.Request{URL: to.URL, Header: headers, Body: s.Payload.Body, Timeout: to.Timeout})
+	result := a.Client.Send(ctx, webhook.Request{URL: to.URL, Header: headers, Body: s.Payload.Body, Timeout: to.Timeout})
 	a.Latencies.Add(to.ID, result.Duration)
 
 	decision := delivery.Decide(delivery.Attempted{

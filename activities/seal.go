@@ -32,9 +32,9 @@ const (
 	// sealTick is how often the loop looks for work by itself.
 	sealTick = time.Second
 	// rewind is how many queue IDs before the last one taken are read again: leaves become visible in the order of their
-	// commits, not of their IDs. And every minute the queue is read from its beginning, which is what makes it right.
-	rewind        = 2_000
-	fullScanEvery = time.Minute
+	// commits, not of their IDs. And so often the queue is read from its beginning, which is what makes it right.
+	rewind        = 500
+	fullScanEvery = 10 * time.Second
 )
 
 // SealInput names a log, and how long to work on it.

@@ -61,7 +61,9 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)
 	}
 	stop := heartbeat(ctx)
-	outcome, response, err := a.request(ctx, to, sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload})
+	sendCtx, cancel := a.interruptible(ctx)
+	defer cancel()
+	outcome, response, err := a.request(sendCtx, to, sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload})
 	stop()
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)

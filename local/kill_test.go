@@ -140,6 +140,8 @@ func TestStartErrorsSayWhatToDo(t *testing.T) {
 	require.NoError(t, err)
 	_, err = startStack(t.Context(), stackConfig{Dir: dir, LogLevel: "warn", APIPort: port}, io.Discard)
 	require.ErrorContains(t, err, "--api-port")
+	_, err = startStack(t.Context(), stackConfig{Dir: dir, LogLevel: "warn", TemporalPort: port}, io.Discard)
+	require.ErrorContains(t, err, "--temporal-port")
 	_, err = startStack(t.Context(), stackConfig{Dir: dir, LogLevel: "loud"}, io.Discard)
 	require.ErrorContains(t, err, "--log-level")
 }

@@ -167,6 +167,9 @@ func (s *stack) startTemporal(ctx context.Context, config stackConfig) error {
 		DatabaseURL: s.dbURL, FrontendPort: config.TemporalPort, UIPort: config.UIPort, SearchAttributes: attributes,
 		Log: s.log.Named("temporal"),
 	})
+	if errors.Is(err, temporal.ErrPortTaken) {
+		return fmt.Errorf("%w with --temporal-port or --ui-port", err)
+	}
 	if err != nil {
 		return err
 	}

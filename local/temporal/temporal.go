@@ -75,7 +75,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	ports, err := pickPorts(cfg.FrontendPort, cfg.UIPort)
 	if err != nil {
-		return nil, fmt.Errorf("start Temporal: %w", err)
+		return nil, err
 	}
 	server, err := newServer(database, ports, logger)
 	if err != nil {
