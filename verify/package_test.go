@@ -122,7 +122,7 @@ func TestTamperedPackages(t *testing.T) {
 		"response salt":           {func(p *verify.ProofPackage) { p.Salts.Response[0] ^= 1 }, verify.ErrResponseMismatch},
 		"url salt":                {func(p *verify.ProofPackage) { p.Salts.URL[0] ^= 1 }, verify.ErrURLMismatch},
 		"headers salt":            {func(p *verify.ProofPackage) { p.Salts.Headers[0] ^= 1 }, verify.ErrHeadersMismatch},
-		"salt removed":            {func(p *verify.ProofPackage) { p.Salts.Payload = nil }, verify.ErrErased},
+		"salt removed":            {func(p *verify.ProofPackage) { p.Salts.Payload = nil }, verify.ErrPackageFormat},
 		"salts removed":           {func(p *verify.ProofPackage) { p.Salts = nil }, verify.ErrErased},
 		"everything of a log with another key": {func(p *verify.ProofPackage) {
 			*p = *foreignKey(foreign, other)

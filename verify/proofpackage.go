@@ -37,12 +37,13 @@ type ProofPackage struct {
 	Anchors        []PackageAnchor     `json:"anchors,omitempty"`
 }
 
-// Salts open the leaf's commitments, 32 bytes each. The payload's is erased with the payload.
+// Salts open the leaf's commitments, 32 bytes each. All of them are erased together, with the payload: a package has all
+// or none. No proof covers them; a salt is found right or wrong only by comparing the content that it opens.
 type Salts struct {
-	Payload  Hex `json:"payload,omitempty"`
-	Response Hex `json:"response,omitempty"`
-	URL      Hex `json:"url,omitempty"`
-	Headers  Hex `json:"headers,omitempty"`
+	Payload  Hex `json:"payload"`
+	Response Hex `json:"response"`
+	URL      Hex `json:"url"`
+	Headers  Hex `json:"headers"`
 }
 
 // PackageHead is a SignedTreeHead in JSON.
@@ -129,14 +130,13 @@ func (p *ProofPackage) check() error {
 	return p.Salts.check()
 }
 
-// check wants every salt that is there to be whole: with shorter ones, the boundary between salt and content could be
-// moved.
+// check wants every salt, and whole: with shorter ones, the boundary between salt and content could be moved.
 func (s *Salts) check() error {
 	if s == nil {
 		return nil
 	}
 	for _, salt := range []Hex{s.Payload, s.Response, s.URL, s.Headers} {
-		if salt != nil && len(salt) != SaltSize {
+		if len(salt) != SaltSize {
 			return fmt.Errorf("a salt of %d bytes, want %d", len(salt), SaltSize)
 		}
 	}

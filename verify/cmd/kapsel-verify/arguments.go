@@ -61,14 +61,20 @@ func parseArguments(args []string) (arguments, error) {
 	fs := flag.NewFlagSet("kapsel-verify", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	proof := fs.String("proof", "", "")
-	fs.StringVar(&o.VKey, "vkey", "", "")
-	fs.StringVar(&o.Origin, "origin", "", "")
 	fs.IntVar(&o.Quorum, "quorum", 0, "")
 	fs.BoolVar(&in.json, "json", false, "")
 	fs.Func("public-key", "", func(s string) (err error) { o.PublicKey, err = publicKey(s); return err })
 	fs.Func("witness", "", func(s string) error { o.Witnesses = append(o.Witnesses, s); return nil })
 	fs.Func("payload", "", func(s string) (err error) { o.Payload, err = heldFile(s); return err })
 	fs.Func("response", "", func(s string) (err error) { o.Response, err = heldFile(s); return err })
+	for name, field := range map[string]*string{"vkey": &o.VKey, "origin": &o.Origin} {
+		fs.Func(name, "", func(s string) error { // a variable that isn't set mustn't take away what the user trusts
+			if *field = s; s == "" {
+				return errors.New("is empty")
+			}
+			return nil
+		})
+	}
 	for name, field := range map[string]**string{
 		"url": &o.URL, "attempt": &o.Attempt, "delivery": &o.Delivery, "event": &o.Event, "tenant": &o.Tenant,
 	} {
@@ -86,6 +92,9 @@ func parseArguments(args []string) (arguments, error) {
 		return in, errors.New("no key to trust: give --public-key HEX or --vkey VKEY, as published by the log's operator")
 	}
 	b, err := readFile(*proof, verify.MaxPackageSize)
+	if err == nil && len(b) == 0 {
+		err = fmt.Errorf("%s is empty; download the proof package again", *proof)
+	}
 	in.proof = b
 	return in, err
 }

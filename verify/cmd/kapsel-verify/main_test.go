@@ -72,6 +72,9 @@ func setup(env *testscript.Env) error {
 	erased := l.Package(delivered, len(l.Leaves))
 	erased.Salts = nil
 	packages["erased.json"] = erased
+	nosalt := l.Package(delivered, len(l.Leaves))
+	nosalt.Salts.URL = nil
+	packages["nosalt.json"] = nosalt
 	bad := l.Package(delivered, len(l.Leaves))
 	bad.InclusionProof[0][0] ^= 1
 	packages["badpath.json"] = bad

@@ -28,6 +28,9 @@ func report(r *verify.Result) string {
 	line("  Timestamp: %s", r.Leaf.Time().Format(time.RFC3339))
 	line("  HTTP status: %s", status(r.Leaf))
 	line("  Cryptographically signed by Kapsel (Ed25519)")
+	if !r.OriginBound {
+		line("  origin: not bound to a log that you named (--origin or --vkey)")
+	}
 	line("  payload: %s", r.Payload)
 	line("  response: %s", r.Response)
 	line("  url: %s", r.URL)
