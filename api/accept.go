@@ -30,7 +30,12 @@ func (s *Server) ingest(c *gin.Context) {
 		s.fail(c, err)
 		return
 	}
-	held := s.bodies.hold()
+	if hops := webhook.Hops(c.Request.Header); hops > webhook.MaxHops {
+		s.fail(c, &problem{kind: kindLoop, detail: fmt.Sprintf("The webhook has gone through %d deliveries of Kapsel already. "+
+			"Find the destinations that lead back here.", hops)})
+		return
+	}
+	held := s.bodies.hold(e.id)
 	defer held.release()
 	body, err := s.readBody(c, held)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/gin-gonic/gin"
@@ -51,10 +52,13 @@ func (s *Server) checkBody(c *gin.Context) {
 }
 
 // checkJSON wants exactly the members of t, in their spelling, each once and of its type, no null, no NUL (which neither
-// text nor jsonb can hold) and nothing after it. The problem names the first member that is wrong.
+// text nor jsonb can hold), no half of a character and nothing after it. The problem names the first member that is wrong.
 func checkJSON(body []byte, t reflect.Type) error {
 	if !utf8.Valid(body) {
 		return malformed("The body is not UTF-8.")
+	}
+	if hasLoneSurrogate(body) {
+		return malformed(`A \u escape is half of a surrogate pair and no character.`)
 	}
 	check := &jsonCheck{json.NewDecoder(bytes.NewReader(body))}
 	check.dec.UseNumber()
@@ -65,6 +69,36 @@ func checkJSON(body []byte, t reflect.Type) error {
 		return malformed("There is something after the end of the JSON object.")
 	}
 	return nil
+}
+
+// hasLoneSurrogate looks for \ud800 to \udfff that is no half of a pair: encoding/json would put U+FFFD in its place. In
+// JSON a backslash stands only in strings; what isn't JSON is found afterwards.
+func hasLoneSurrogate(body []byte) bool {
+	for i := 0; i < len(body)-1; i++ {
+		if body[i] != '\\' {
+			continue
+		}
+		i++ // the escaped character, which may be a backslash itself
+		switch r := escaped(body[i:]); {
+		case utf16.IsSurrogate(r) && i+5 < len(body) && body[i+5] == '\\' && utf16.DecodeRune(r, escaped(body[i+6:])) != utf8.RuneError:
+			i += 10 // both
+		case utf16.IsSurrogate(r):
+			return true
+		}
+	}
+	return false
+}
+
+// escaped reads u and four hexadecimal digits; anything else is 0.
+func escaped(b []byte) rune {
+	if len(b) < 5 || b[0] != 'u' {
+		return 0
+	}
+	r, err := strconv.ParseUint(string(b[1:5]), 16, 16)
+	if err != nil {
+		return 0
+	}
+	return rune(r)
 }
 
 // jsonCheck walks through JSON and a type together.

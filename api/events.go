@@ -29,7 +29,7 @@ func (s *Server) ListEvents(ctx context.Context, request openapi.ListEventsReque
 	var endpointID uuid.UUID
 	if name := request.Params.EndpointID; name != nil {
 		if endpointID, err = id.Endpoint.Parse(*name); err != nil {
-			return nil, invalidParameter("endpoint_id", "must be an ID that starts with ep_")
+			return nil, invalidParameter("endpoint_id", "must be an ID: ep_ and 26 digits and lower-case letters")
 		}
 	}
 	var rows []eventRow

@@ -159,7 +159,7 @@ func (s *Server) findLog(ctx context.Context, name *string) (db.PublicLogRow, er
 	}
 	logID, err := id.Log.Parse(*name)
 	if err != nil {
-		return db.PublicLogRow{}, invalidParameter("log", "must be an ID that starts with log_")
+		return db.PublicLogRow{}, invalidParameter("log", "must be an ID: log_ and 26 digits and lower-case letters")
 	}
 	log, err := q.PublicLog(ctx, logID)
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -43,6 +43,7 @@ var (
 	kindField        = kind{"invalid-field", http.StatusUnprocessableEntity, "Invalid field"}
 	kindInternal     = kind{"internal-error", http.StatusInternalServerError, "Internal error"}
 	kindUnavailable  = kind{"unavailable", http.StatusServiceUnavailable, "Unavailable"}
+	kindLoop         = kind{"loop-detected", http.StatusLoopDetected, "Loop detected"}
 )
 
 const problemTypes = "https://kapsel.io/problems/"
@@ -56,11 +57,13 @@ type problem struct {
 	cause      error // for the log only
 }
 
+// Error is what the request log tells: no detail, which may quote what the client sent, and the cause only of what went
+// wrong here.
 func (p *problem) Error() string {
-	if p.cause != nil {
+	if p.cause != nil && p.kind.status >= http.StatusInternalServerError {
 		return p.kind.slug + ": " + p.cause.Error()
 	}
-	return p.kind.slug + ": " + p.detail
+	return p.kind.slug
 }
 
 func (p *problem) Unwrap() error { return p.cause }

@@ -69,7 +69,7 @@ func levelOf(c *gin.Context, status int) zapcore.Level {
 	switch route := c.FullPath(); {
 	case status == kindUnavailable.status:
 		return zapcore.WarnLevel
-	case status >= 500:
+	case status >= 500 && status != kindLoop.status:
 		return zapcore.ErrorLevel
 	case route == routeIngest, route == routeLive, route == routeReady:
 		return zapcore.DebugLevel

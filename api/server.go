@@ -30,6 +30,8 @@ type Config struct {
 	Log *zap.Logger
 	// Notify is called after each commit that gave dispatchers work. It must not block. Default: nothing is called.
 	Notify func()
+	// Current reports whether the database has the schema that this version needs. Default: it is taken to have it.
+	Current func(ctx context.Context) (bool, error)
 	// Allow are the networks that destinations may have addresses in although they aren't public. Default: none.
 	Allow []netip.Prefix
 	// PublicURL is where clients reach this server, such as https://kapsel.example; it begins the ingest URLs that they
@@ -38,7 +40,7 @@ type Config struct {
 	// BodyTimeout bounds how long a webhook's body may take to arrive. Default: 30 s.
 	BodyTimeout time.Duration
 	// MaxBodyBytes bounds the bodies of all webhooks that are being read or committed, together; beyond it they are
-	// answered 503. Default: 256 MiB.
+	// answered 503. One endpoint's have a quarter of it, at least MaxBody. Default: 256 MiB.
 	MaxBodyBytes int64
 }
 
@@ -47,7 +49,7 @@ type Server struct {
 	config    Config
 	endpoints *endpointCache
 	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
-	bodies    budget
+	bodies    *budget
 	handler   http.Handler
 }
 
@@ -73,7 +75,7 @@ func New(config Config) (*Server, error) {
 	if err := config.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, bodies: budget{max: config.MaxBodyBytes}}
+	s := &Server{config: config, bodies: newBudget(config.MaxBodyBytes)}
 	s.endpoints = newEndpointCache(config.Engine)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
 		Commit: s.commit,
@@ -96,6 +98,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.Notify == nil {
 		c.Notify = func() {}
+	}
+	if c.Current == nil {
+		c.Current = func(context.Context) (bool, error) { return true, nil }
 	}
 	if c.BodyTimeout == 0 {
 		c.BodyTimeout = 30 * time.Second
@@ -129,7 +134,7 @@ func (s *Server) routes() http.Handler {
 	})
 	engine.POST(routeIngest, s.ingest)
 
-	managed := engine.Group("", s.limitTime, s.authenticate, s.checkBody)
+	managed := engine.Group("", s.limitTime, s.authenticate, s.checkQuery, s.checkBody)
 	strict := openapi.NewStrictHandlerWithOptions(s, nil, openapi.StrictGinServerOptions{
 		RequestErrorHandlerFunc:  s.fail,
 		HandlerErrorFunc:         s.fail,

@@ -6,10 +6,13 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"code.dny.dev/ssrf"
+	"golang.org/x/net/idna"
 )
 
 // MaxURL is the length of the longest URL that can be delivered to, in bytes.
@@ -36,7 +39,8 @@ func newGuardian(allow []netip.Prefix) *ssrf.Guardian {
 // ValidateURL says whether a destination can have this URL, and if not, why; never with any part of the URL, which may
 // hold a secret. It must be http or https, with a host, without user information and fragment. An IP address in it must
 // be public or in one of the prefixes of allow. A host name isn't resolved: what counts is the address that it has when
-// it is dialed, which Client checks.
+// it is dialed, which Client checks. Names that can never have an allowed one, and numbers that only look like an address,
+// are refused.
 func ValidateURL(raw string, allow ...netip.Prefix) error {
 	u, err := parseURL(raw)
 	if err != nil {
@@ -44,10 +48,32 @@ func ValidateURL(raw string, allow ...netip.Prefix) error {
 	}
 	addr, err := netip.ParseAddr(u.Hostname())
 	if err != nil {
-		return nil //nolint:nilerr // a name: what counts is the address that it has when it is dialed
+		return validName(u.Hostname(), allow)
 	}
 	if newGuardian(allow).SafeAddr(addr.Unmap()) != nil { // the mapped form reaches the IPv4 address
 		return errors.New("url must not point to a private, local or reserved address")
+	}
+	return nil
+}
+
+// loopback is what localhost and all names below it stand for (RFC 6761, section 6.3).
+var loopback = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+
+// number is the last part of what inet_aton, and the WHATWG's URLs, take for an IPv4 address: 127.1, 2130706433, 0x7f.1.
+var number = regexp.MustCompile(`^([0-9]+|0x[0-9a-f]*)$`)
+
+func validName(host string, allow []netip.Prefix) error {
+	// The form in which names are looked up has other digits and dots written as those of ASCII.
+	if ascii, err := idna.Lookup.ToASCII(host); err == nil {
+		host = ascii
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	if last == "localhost" && !slices.ContainsFunc(loopback, func(a netip.Addr) bool { return newGuardian(allow).SafeAddr(a) == nil }) {
+		return errors.New("url must not point to a private, local or reserved address")
+	}
+	if number.MatchString(last) {
+		return errors.New("url must have a host name, or an IPv4 address of four decimal numbers")
 	}
 	return nil
 }

@@ -353,7 +353,7 @@ func TestValidateURL(t *testing.T) {
 	t.Parallel()
 	for _, good := range []string{
 		"https://example.com", "http://example.com:8080/a?b=c", "HTTPS://EXAMPLE.COM/", "https://8.8.8.8/", "https://[2606:4700::1111]:443/x",
-		"http://localhost:3000", "https://example.com/" + strings.Repeat("x", webhook.MaxURL-20),
+		"https://3com.example/", "https://1.example.com/", "https://localhost.example.com/", "https://bücher.example/", "https://example.com/" + strings.Repeat("x", webhook.MaxURL-20),
 	} {
 		require.NoError(t, webhook.ValidateURL(good), good)
 	}
@@ -382,12 +382,26 @@ func TestValidateURL(t *testing.T) {
 		"http://[::ffff:10.0.0.1]/":                        "private",
 		"http://[fe80::1%25eth0]/":                         "private",
 		"http://[fd00:ec2::254]/":                          "private",
+		"http://localhost:3000/secret":                     "private",
+		"http://LOCALHOST.":                                "private",
+		"http://secret.localhost":                          "private",
+		"http://ｌocalhost/":                                "private",
+		"http://2130706433/secret":                         "an IPv4 address of four decimal numbers",
+		"http://127.1/secret":                              "an IPv4 address of four decimal numbers",
+		"http://0x7f.0.0.0x1":                              "an IPv4 address of four decimal numbers",
+		"http://0177.0.0.1":                                "an IPv4 address of four decimal numbers",
+		"http://8.8.8.8.":                                  "an IPv4 address of four decimal numbers",
+		"http://１２７.0.0.1":                                 "an IPv4 address of four decimal numbers",
+		"http://example.99999999999999999999":              "an IPv4 address of four decimal numbers",
 	} {
 		err := webhook.ValidateURL(bad)
 		require.ErrorContains(t, err, want, bad)
 		require.NotContains(t, err.Error(), "secret")
 	}
 	require.NoError(t, webhook.ValidateURL("http://127.0.0.1:1", loopback...))
+	require.NoError(t, webhook.ValidateURL("http://localhost:1", loopback...))
+	require.NoError(t, webhook.ValidateURL("http://api.localhost", netip.MustParsePrefix("::1/128")))
+	require.ErrorContains(t, webhook.ValidateURL("http://localhost", netip.MustParsePrefix("10.0.0.0/8")), "private")
 	require.NoError(t, webhook.ValidateURL("http://[fd00::1]", netip.MustParsePrefix("fd00::/8")))
 	require.ErrorContains(t, webhook.ValidateURL("http://10.0.0.1", loopback...), "private")
 }

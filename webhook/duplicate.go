@@ -73,7 +73,7 @@ func (p *DuplicatePolicy) UnmarshalJSON(data []byte) error {
 func (p DuplicatePolicy) Validate() error {
 	switch p.Source {
 	case DuplicatesByHeader:
-		if err := validHeaderName("duplicates: header", p.Header); err != nil {
+		if err := validSource("duplicates: header", p.Header); err != nil {
 			return err
 		}
 	case "", DuplicatesByNone, DuplicatesByContent, DuplicatesOff:

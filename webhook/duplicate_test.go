@@ -119,13 +119,14 @@ func TestIdempotencyKeyThatCannotBeUsed(t *testing.T) {
 func TestDuplicatePolicyJSON(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		`{"source":"luck"}`:                  "source must be",
-		`{"source":"header"}`:                "header must be the name of a header",
-		`{"source":"header","header":"a b"}`: "header must be the name of a header",
-		`{"source":"content","header":"X"}`:  `header has no meaning for source "content"`,
-		`{"window_seconds":-1}`:              "window_seconds must be 1 to 604800, not -1",
-		`{"window_seconds":604801}`:          "window_seconds must be 1 to 604800, not 604801",
-		`{"windows":1}`:                      "unknown field",
+		`{"source":"luck"}`:                   "source must be",
+		`{"source":"header"}`:                 "header must be the name of a header",
+		`{"source":"header","header":"a b"}`:  "header must be the name of a header",
+		`{"source":"header","header":"host"}`: "header must be a header of the webhook itself",
+		`{"source":"content","header":"X"}`:   `header has no meaning for source "content"`,
+		`{"window_seconds":-1}`:               "window_seconds must be 1 to 604800, not -1",
+		`{"window_seconds":604801}`:           "window_seconds must be 1 to 604800, not 604801",
+		`{"windows":1}`:                       "unknown field",
 	} {
 		var p webhook.DuplicatePolicy
 		require.ErrorContains(t, json.Unmarshal([]byte(in), &p), want, in)
@@ -134,6 +135,7 @@ func TestDuplicatePolicyJSON(t *testing.T) {
 	var p webhook.DuplicatePolicy
 	require.NoError(t, json.Unmarshal([]byte(`{}`), &p))
 	require.Equal(t, 24*time.Hour, p.Window())
+	require.NoError(t, json.Unmarshal([]byte(`{"source":"header","header":"webhook-id"}`), &p))
 	require.NoError(t, json.Unmarshal([]byte(`{"source":"header","header":"X-GitHub-Delivery","window_seconds":60}`), &p))
 	require.Equal(t, webhook.DuplicatePolicy{Source: "header", Header: "X-GitHub-Delivery", WindowSeconds: 60}, p)
 	require.Equal(t, time.Minute, p.Window())

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/kapsel-io/kapsel/id"
 )
 
 // EncodeHeaders writes headers as HTTP/1.1 does (RFC 9112, section 5): `Name: value CR LF`, sorted by name, the values
@@ -67,22 +69,36 @@ const (
 	HeaderDeliveryID        = "Kapsel-Delivery-Id"
 	HeaderAttempt           = "Kapsel-Attempt"
 	HeaderOriginalTimestamp = "Kapsel-Original-Timestamp"
+	HeaderHops              = "Kapsel-Hops" // see Hops; left out for the first
 	HeaderWebhookID         = "Webhook-Id"
 	HeaderWebhookTimestamp  = "Webhook-Timestamp"
 	HeaderWebhookSignature  = "Webhook-Signature"
 	ownPrefix               = "Kapsel-"
 )
 
-// notForwarded holds what belongs to the connection or to Kapsel, and not to the webhook. Neither an original nor a
-// configured header of these names is sent.
-var notForwarded = map[string]bool{
+// MaxHops is the largest number of deliveries that a webhook may have gone through and still be accepted: an endpoint that
+// delivers to itself, or to another that delivers back, would make webhooks without end.
+const MaxHops = 8
+
+// Hops is how many deliveries a webhook has gone through on its way here; 0 if it doesn't come from Kapsel.
+func Hops(arrived http.Header) int {
+	if _, err := id.Delivery.Parse(arrived.Get(HeaderDeliveryID)); err != nil {
+		return 0
+	}
+	hops, err := strconv.ParseUint(arrived.Get(HeaderHops), 10, 16)
+	if err != nil {
+		return 1
+	}
+	return max(int(hops), 1)
+}
+
+// ofMessage holds what belongs to the connection or to the message as it is framed, and not to the webhook.
+var ofMessage = map[string]bool{
 	// of the connection: RFC 9110, section 7.6.1, and what older software sends
 	"Connection": true, "Proxy-Connection": true, "Keep-Alive": true, "Te": true, "Trailer": true,
 	"Transfer-Encoding": true, "Upgrade": true, "Proxy-Authenticate": true, "Http2-Settings": true,
 	// of the message as Kapsel frames it; Expect would make the receiver answer before it has seen the body
 	"Host": true, "Content-Length": true, "Accept-Encoding": true, "Expect": true,
-	// Kapsel's own
-	HeaderWebhookID: true, HeaderWebhookTimestamp: true, HeaderWebhookSignature: true,
 }
 
 // credentials are the sender's, for Kapsel and nobody else. Configured headers may hold the receiver's. A signature
@@ -119,6 +135,9 @@ func OutgoingHeaders(original, configured http.Header, out Outgoing) http.Header
 	h.Set(HeaderEventID, out.EventID)
 	h.Set(HeaderDeliveryID, out.DeliveryID)
 	h.Set(HeaderAttempt, strconv.Itoa(out.Attempt))
+	if hops := Hops(original); hops > 0 {
+		h.Set(HeaderHops, strconv.Itoa(hops+1))
+	}
 	h.Set(HeaderOriginalTimestamp, out.AcceptedAt.UTC().Format("2006-01-02T15:04:05.000Z"))
 	h.Set(HeaderWebhookID, out.DeliveryID)
 	h.Set(HeaderWebhookTimestamp, strconv.FormatInt(out.SentAt.Unix(), 10))
@@ -128,8 +147,13 @@ func OutgoingHeaders(original, configured http.Header, out Outgoing) http.Header
 	return h
 }
 
+// reserved names are Kapsel's to set. Neither an original nor a configured header of these names is sent.
 func reserved(canonical string) bool {
-	return notForwarded[canonical] || strings.HasPrefix(canonical, ownPrefix)
+	switch canonical {
+	case HeaderWebhookID, HeaderWebhookTimestamp, HeaderWebhookSignature:
+		return true
+	}
+	return ofMessage[canonical] || strings.HasPrefix(canonical, ownPrefix)
 }
 
 // connectionHeaders returns the names that Connection declares to be of the connection too.

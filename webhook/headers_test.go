@@ -97,6 +97,28 @@ func TestOutgoingHeaders(t *testing.T) {
 	require.Equal(t, "Kapsel", webhook.OutgoingHeaders(nil, nil, outgoing).Get("User-Agent"))
 }
 
+// A webhook that comes from Kapsel says how many deliveries it has gone through; what a stranger writes counts for nothing.
+func TestHops(t *testing.T) {
+	t.Parallel()
+	const ours = "dlv_01h455vb4pex5vsknk084sn02q"
+	for _, c := range []struct {
+		id, hops string
+		want     int
+	}{
+		{"", "", 0}, {"", "7", 0}, {"dlv_forged", "7", 0}, {"evt_01h455vb4pex5vsknk084sn02q", "7", 0},
+		{ours, "", 1}, {ours, "1", 1}, {ours, "7", 7}, {ours, "0", 1}, {ours, "-3", 1}, {ours, "7, 1", 1}, {ours, "99999999999", 1},
+	} {
+		arrived := header(webhook.HeaderDeliveryID, c.id, webhook.HeaderHops, c.hops)
+		require.Equal(t, c.want, webhook.Hops(arrived), "%+v", c)
+	}
+	arrived := http.Header{}
+	for hop := range 3 {
+		require.Equal(t, hop, webhook.Hops(arrived))
+		arrived = webhook.OutgoingHeaders(arrived, nil, webhook.Outgoing{DeliveryID: ours})
+	}
+	require.Equal(t, "3", arrived.Get(webhook.HeaderHops))
+}
+
 func TestOutgoingSignature(t *testing.T) {
 	t.Parallel()
 	out := outgoing

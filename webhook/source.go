@@ -129,5 +129,14 @@ func validHeaderName(field, name string) error {
 	return nil
 }
 
+// validSource refuses also headers that every request has, or that end at the connection: they say nothing of the webhook,
+// and most of them net/http takes out.
+func validSource(field, name string) error {
+	if ofMessage[http.CanonicalHeaderKey(name)] {
+		return fmt.Errorf("%s must be a header of the webhook itself; %.80q belongs to the connection", field, name)
+	}
+	return validHeaderName(field, name)
+}
+
 // maxHeaderName bounds the header names that can be configured.
 const maxHeaderName = 128

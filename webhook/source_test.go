@@ -149,6 +149,7 @@ func TestSourceErrorsNameTheField(t *testing.T) {
 		"scheme must be":                   {Scheme: "carrier pigeon"},
 		"hmac has no meaning":              {Scheme: "github", HMAC: &webhook.HMAC{Header: "X"}},
 		"hmac is needed":                   {Scheme: "hmac"},
+		"hmac.header must be a header of":  {Scheme: "hmac", HMAC: &webhook.HMAC{Header: "transfer-encoding"}},
 		"hmac.header must be the name":     {Scheme: "hmac", HMAC: &webhook.HMAC{Header: "not a name"}},
 		"of a header of at most 128":       {Scheme: "hmac", HMAC: &webhook.HMAC{Header: long}},
 		"hmac.algorithm must be":           {Scheme: "hmac", HMAC: &webhook.HMAC{Header: "X", Algorithm: "md5"}},

@@ -48,7 +48,7 @@ func validateHMAC(s Source) error {
 	if s.HMAC == nil {
 		return errors.New("source: hmac is needed for scheme \"hmac\"")
 	}
-	if err := validHeaderName("source: hmac.header", s.HMAC.Header); err != nil {
+	if err := validSource("source: hmac.header", s.HMAC.Header); err != nil {
 		return err
 	}
 	if algorithms[s.HMAC.Algorithm] == nil {

@@ -260,7 +260,7 @@ type Destination struct {
 
 // Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 type Duplicates struct {
-	// Header For source `header` only, and needed there.
+	// Header For source `header` only, and needed there; not one of the connection, such as Host.
 	Header *string `json:"header,omitempty"`
 
 	// Source `none`: by an Idempotency-Key only. `header`: by the value of a named header. `content`: by the body's hash.
@@ -346,7 +346,7 @@ type HMAC struct {
 	Algorithm *HMACAlgorithm `json:"algorithm,omitempty"`
 	Encoding  *HMACEncoding  `json:"encoding,omitempty"`
 
-	// Header The header that holds the signature, in any case.
+	// Header The header that holds the signature, in any case; not one of the connection, such as Host.
 	Header string `json:"header"`
 
 	// Prefix What stands before the encoded signature, such as `sha256=`.
@@ -428,7 +428,8 @@ type NewDestination struct {
 	// TimeoutMs How long one request may take.
 	TimeoutMs *int `json:"timeout_ms,omitempty"`
 
-	// URL http or https, to a public address, without user information and fragment.
+	// URL http or https, to a public address, without user information and fragment. A host name, or an IP address as
+	// it is usually written: four decimal numbers for IPv4.
 	URL string `json:"url"`
 }
 
@@ -813,18 +814,25 @@ type ClientInterface interface {
 	// Corresponds with GET /health/live (the `GetLive` operationId).
 	GetLive(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetReady Postgres answers
+	// GetReady Postgres answers and has the schema that this version needs
 	//
 	// Corresponds with GET /health/ready (the `GetReady` operationId).
 	GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// IngestWithBody Accept a webhook
 	//
-	// The body is kept byte for byte, whatever its content type, and never content-decoded. 200 is sent after the
-	// commit of the event and all its deliveries, and only then.
+	// The body is kept byte for byte, whatever its content type, and never content-decoded. Headers are kept as HTTP
+	// means them: every value as it was received, those of one name in their order; not the case of names, the order
+	// of different names, or white space around values. 200 is sent after the commit of the event and all its
+	// deliveries, and only then.
 	//
 	// A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 	// event that was accepted first; nothing is stored.
+	//
+	// A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
+	// second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
+	//
+	// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -1090,7 +1098,7 @@ func (c *Client) GetLive(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 	return c.Client.Do(req)
 }
 
-// GetReady Postgres answers
+// GetReady Postgres answers and has the schema that this version needs
 //
 // Corresponds with GET /health/ready (the `GetReady` operationId).
 func (c *Client) GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1107,11 +1115,18 @@ func (c *Client) GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*
 
 // IngestWithBody Accept a webhook
 //
-// The body is kept byte for byte, whatever its content type, and never content-decoded. 200 is sent after the
-// commit of the event and all its deliveries, and only then.
+// The body is kept byte for byte, whatever its content type, and never content-decoded. Headers are kept as HTTP
+// means them: every value as it was received, those of one name in their order; not the case of names, the order
+// of different names, or white space around values. 200 is sent after the commit of the event and all its
+// deliveries, and only then.
 //
 // A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 // event that was accepted first; nothing is stored.
+//
+// A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
+// second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
+//
+// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503.
 //
 // Takes any type of body and a specified content type.
 //
@@ -2099,7 +2114,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /health/live (the `GetLive` operationId).
 	GetLiveWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetLiveResponse, error)
 
-	// GetReadyWithResponse Postgres answers
+	// GetReadyWithResponse Postgres answers and has the schema that this version needs
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2108,11 +2123,18 @@ type ClientWithResponsesInterface interface {
 
 	// IngestWithBodyWithResponse Accept a webhook
 	//
-	// The body is kept byte for byte, whatever its content type, and never content-decoded. 200 is sent after the
-	// commit of the event and all its deliveries, and only then.
+	// The body is kept byte for byte, whatever its content type, and never content-decoded. Headers are kept as HTTP
+	// means them: every value as it was received, those of one name in their order; not the case of names, the order
+	// of different names, or white space around values. 200 is sent after the commit of the event and all its
+	// deliveries, and only then.
 	//
 	// A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 	// event that was accepted first; nothing is stored.
+	//
+	// A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
+	// second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
+	//
+	// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3264,6 +3286,8 @@ type IngestResponse struct {
 	ApplicationProblemJSON413 *Problem
 	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
 	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSON508 the response for an HTTP 508 `application/problem+json` response
+	ApplicationProblemJSON508 *Problem
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
 	// Headers200 the parsed response headers for an HTTP 200 response
@@ -3310,6 +3334,11 @@ func (r IngestResponse) GetApplicationProblemJSON413() *Problem {
 // GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
 func (r IngestResponse) GetApplicationProblemJSON503() *Unavailable {
 	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSON508 returns the response for an HTTP 508 `application/problem+json` response
+func (r IngestResponse) GetApplicationProblemJSON508() *Problem {
+	return r.ApplicationProblemJSON508
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -3621,7 +3650,7 @@ func (c *ClientWithResponses) GetLiveWithResponse(ctx context.Context, reqEditor
 	return ParseGetLiveResponse(rsp)
 }
 
-// GetReadyWithResponse Postgres answers
+// GetReadyWithResponse Postgres answers and has the schema that this version needs
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -3636,11 +3665,18 @@ func (c *ClientWithResponses) GetReadyWithResponse(ctx context.Context, reqEdito
 
 // IngestWithBodyWithResponse Accept a webhook
 //
-// The body is kept byte for byte, whatever its content type, and never content-decoded. 200 is sent after the
-// commit of the event and all its deliveries, and only then.
+// The body is kept byte for byte, whatever its content type, and never content-decoded. Headers are kept as HTTP
+// means them: every value as it was received, those of one name in their order; not the case of names, the order
+// of different names, or white space around values. 200 is sent after the commit of the event and all its
+// deliveries, and only then.
 //
 // A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 // event that was accepted first; nothing is stored.
+//
+// A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
+// second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
+//
+// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -4723,6 +4759,13 @@ func ParseIngestResponse(rsp *http.Response) (*IngestResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 508:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON508 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem

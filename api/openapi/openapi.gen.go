@@ -255,7 +255,7 @@ type Destination struct {
 
 // Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 type Duplicates struct {
-	// Header For source `header` only, and needed there.
+	// Header For source `header` only, and needed there; not one of the connection, such as Host.
 	Header *string `json:"header,omitempty"`
 
 	// Source `none`: by an Idempotency-Key only. `header`: by the value of a named header. `content`: by the body's hash.
@@ -341,7 +341,7 @@ type HMAC struct {
 	Algorithm *HMACAlgorithm `json:"algorithm,omitempty"`
 	Encoding  *HMACEncoding  `json:"encoding,omitempty"`
 
-	// Header The header that holds the signature, in any case.
+	// Header The header that holds the signature, in any case; not one of the connection, such as Host.
 	Header string `json:"header"`
 
 	// Prefix What stands before the encoded signature, such as `sha256=`.
@@ -423,7 +423,8 @@ type NewDestination struct {
 	// TimeoutMs How long one request may take.
 	TimeoutMs *int `json:"timeout_ms,omitempty"`
 
-	// URL http or https, to a public address, without user information and fragment.
+	// URL http or https, to a public address, without user information and fragment. A host name, or an IP address as
+	// it is usually written: four decimal numbers for IPv4.
 	URL string `json:"url"`
 }
 
@@ -667,7 +668,7 @@ type ServerInterface interface {
 	// GetLive The process runs
 	// (GET /health/live)
 	GetLive(c *gin.Context)
-	// GetReady Postgres answers
+	// GetReady Postgres answers and has the schema that this version needs
 	// (GET /health/ready)
 	GetReady(c *gin.Context)
 	// GetCheckpoint Read the newest signed tree head as a checkpoint
@@ -2610,7 +2611,7 @@ type StrictServerInterface interface {
 	// GetLive The process runs
 	// (GET /health/live)
 	GetLive(ctx context.Context, request GetLiveRequestObject) (GetLiveResponseObject, error)
-	// GetReady Postgres answers
+	// GetReady Postgres answers and has the schema that this version needs
 	// (GET /health/ready)
 	GetReady(ctx context.Context, request GetReadyRequestObject) (GetReadyResponseObject, error)
 	// GetCheckpoint Read the newest signed tree head as a checkpoint
