@@ -9,7 +9,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -22,21 +25,26 @@ import (
 
 // CreateTenant makes a tenant whose deliveries are recorded in log; uuid.Nil means the only log there is.
 func CreateTenant(ctx context.Context, owner *pgxpool.Pool, name string, log uuid.UUID) (uuid.UUID, error) {
-	if name == "" || utf8.RuneCountInString(name) > 200 {
-		return uuid.Nil, errors.New("a tenant's name has 1 to 200 characters")
+	if name == "" || utf8.RuneCountInString(name) > 200 || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+		return uuid.Nil, errors.New("a tenant's name has 1 to 200 characters of UTF-8, none of them a control character")
 	}
 	tenant := id.New()
 	err := pgx.BeginFunc(ctx, owner, func(tx pgx.Tx) error {
 		q := db.New(tx)
-		if log == uuid.Nil {
-			logs, err := q.ListOpenLogs(ctx)
-			if err != nil {
-				return err
-			}
-			if len(logs) != 1 {
-				return fmt.Errorf("there are %d logs; name the tenant's", len(logs))
-			}
+		logs, err := q.ListOpenLogs(ctx)
+		if err != nil {
+			return err
+		}
+		switch {
+		case len(logs) == 0:
+			return errors.New("there is no log yet; make one with `kapsel log init`")
+		case log == uuid.Nil && len(logs) > 1:
+			return fmt.Errorf("there are %d logs; name the tenant's with --log", len(logs))
+		case log == uuid.Nil:
 			log = logs[0].ID
+		}
+		if !slices.ContainsFunc(logs, func(open db.ListOpenLogsRow) bool { return open.ID == log }) {
+			return fmt.Errorf("there is no open log %s", id.Log.Format(log))
 		}
 		return q.InsertTenant(ctx, tenant, name, log)
 	})

@@ -178,7 +178,7 @@ func TestATenantIsRecordedInTheOnlyLog(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	_, err := admin.CreateTenant(t.Context(), b.owner, "Example Bank", uuid.Nil)
-	require.ErrorContains(t, err, "there are 0 logs")
+	require.ErrorContains(t, err, "make one with `kapsel log init`")
 
 	first := b.createLog(t)
 	tenant, err := admin.CreateTenant(t.Context(), b.owner, "Example Bank", uuid.Nil)
@@ -197,6 +197,12 @@ func TestATenantIsRecordedInTheOnlyLog(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, second.ID, value[uuid.UUID](t, b.owner, "select log_id from tenants where id = $1", tenant), "a closed log isn't chosen")
 
+	for _, name := range []string{"", strings.Repeat("ü", 201), "a\x00b", "a\nb", "a\xffb"} {
+		_, err = admin.CreateTenant(t.Context(), b.owner, name, second.ID)
+		require.ErrorContains(t, err, "a tenant's name has 1 to 200 characters", "%q", name)
+	}
+	_, err = admin.CreateTenant(t.Context(), b.owner, "Late Bank", first.ID)
+	require.ErrorContains(t, err, "there is no open log "+id.Log.Format(first.ID))
 	_, err = admin.CreateTenant(t.Context(), b.owner, "Lost Bank", id.New())
 	require.Error(t, err, "a log that doesn't exist")
 	require.Equal(t, 3, value[int](t, b.owner, "select count(*) from tenants"))

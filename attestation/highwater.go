@@ -21,13 +21,17 @@ import (
 var (
 	// ErrHighWaterMissing is returned where there is no record. While a signed head exists the log must stop: only with
 	// the record is it known that no later head was signed, and then lost in a restore.
-	ErrHighWaterMissing = errors.New("high-water record is missing; restore it, or run `kapsel log recover`")
+	ErrHighWaterMissing = errors.New("high-water record is missing, so the log signs nothing: " + stopAndFind)
 	// ErrHighWaterCorrupt is returned for a record that can't be trusted.
-	ErrHighWaterCorrupt = errors.New("high-water record is corrupt; restore it, or run `kapsel log recover`; never make a new one")
+	ErrHighWaterCorrupt = errors.New("high-water record is corrupt, so the log signs nothing: " + stopAndFind)
 	// ErrHighWaterConflict is returned for a head that must not be signed: it is older than the recorded one, or
 	// contradicts it.
-	ErrHighWaterConflict = errors.New("head conflicts with the high-water record")
+	ErrHighWaterConflict = errors.New("head conflicts with the high-water record, so it isn't signed: " + stopAndFind)
 )
+
+// stopAndFind is all that can be done about a record without giving up what it guards against: a second tree.
+const stopAndFind = "stop the workers and find out whether LOG_HIGH_WATER_DIR is the wrong directory or the database was restored; " +
+	"never write, copy back or make the record again by hand"
 
 // Head is the state of a log that is to be signed.
 type Head struct {

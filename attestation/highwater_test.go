@@ -106,6 +106,15 @@ func TestHighWaterMissing(t *testing.T) {
 	require.Error(t, attestation.NewHighWater(path+"2", "not an origin").Init())
 }
 
+// What the errors advise can be done, and doesn't give up what the record guards against.
+func TestHighWaterErrorsSayWhatToDo(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{attestation.ErrHighWaterMissing, attestation.ErrHighWaterCorrupt, attestation.ErrHighWaterConflict} {
+		require.ErrorContains(t, err, "stop the workers and find out whether LOG_HIGH_WATER_DIR is the wrong directory or the database was restored")
+		require.NotContains(t, err.Error(), "kapsel log recover")
+	}
+}
+
 func TestHighWaterOfAnotherLog(t *testing.T) {
 	t.Parallel()
 	_, path := newHighWater(t)

@@ -45,7 +45,7 @@ func (k Kind) Format(u uuid.UUID) string {
 func (k Kind) Parse(s string) (uuid.UUID, error) {
 	t, err := typeid.FromString(s)
 	if err != nil || t.Prefix() != string(k) {
-		return uuid.Nil, fmt.Errorf("%q is not an ID that starts with %s_", s, k)
+		return uuid.Nil, fmt.Errorf("%.80q is not an ID of the form %s_ and 26 digits and lower-case letters", s, k)
 	}
 	return uuid.FromBytes(t.UUIDBytes())
 }

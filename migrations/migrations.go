@@ -4,12 +4,10 @@ package migrations
 import (
 	"context"
 	"embed"
-	"errors"
 	"fmt"
 	"io/fs"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -56,7 +54,7 @@ func Up(ctx context.Context, url string, daysAhead int) (Result, error) {
 	}
 	applied, err := provider.Up(ctx)
 	if err != nil {
-		return Result{}, fmt.Errorf("apply migrations: %w", withHint(err))
+		return Result{}, fmt.Errorf("apply migrations: %w", withHint(ctx, db, err))
 	}
 	var result Result
 	for _, a := range applied {
@@ -65,17 +63,11 @@ func Up(ctx context.Context, url string, daysAhead int) (Result, error) {
 	if result.Version, err = provider.GetDBVersion(ctx); err != nil {
 		return Result{}, fmt.Errorf("read schema version: %w", err)
 	}
+	if err := showVersion(ctx, db); err != nil {
+		return Result{}, fmt.Errorf("show the schema's version: %w", err)
+	}
 	if _, err := db.ExecContext(ctx, "select ensure_partitions($1)", daysAhead); err != nil {
 		return Result{}, fmt.Errorf("make partitions: %w", err)
 	}
 	return result, nil
-}
-
-// withHint adds what Postgres says is to be done: its driver leaves that out.
-func withHint(err error) error {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.Hint != "" {
-		return fmt.Errorf("%w. %s", err, pgErr.Hint)
-	}
-	return err
 }

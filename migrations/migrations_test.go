@@ -3,6 +3,7 @@ package migrations_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/migrations"
+	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/postgres/pgserver"
 	"github.com/kapsel-io/kapsel/postgres/postgrestest"
 )
@@ -64,6 +66,21 @@ func withPath(t *testing.T, databaseURL, name string) string {
 	require.NoError(t, err)
 	u.Path = "/" + name
 	return u.String()
+}
+
+func databaseName(t *testing.T, databaseURL string) string {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	require.NoError(t, err)
+	return strings.TrimPrefix(u.Path, "/")
+}
+
+func connectAs(t *testing.T, databaseURL, role string) *pgx.Conn {
+	t.Helper()
+	conn := connect(t, databaseURL)
+	_, err := conn.Exec(t.Context(), "set role "+role)
+	require.NoError(t, err)
+	return conn
 }
 
 func connect(t *testing.T, databaseURL string) *pgx.Conn {
@@ -161,7 +178,7 @@ func limitedUser(t *testing.T, server string) string {
 	database := createDatabase(t, server)
 	u, err := url.Parse(database)
 	require.NoError(t, err)
-	execute(t, server, "alter database "+pgx.Identifier{strings.TrimPrefix(u.Path, "/")}.Sanitize()+" owner to "+user)
+	execute(t, server, "alter database "+pgx.Identifier{databaseName(t, database)}.Sanitize()+" owner to "+user)
 	u.User = url.UserPassword(user, "limited")
 	return u.String()
 }
@@ -190,7 +207,7 @@ func TestAUserWhoMayNotCreateRolesIsToldWhatToDo(t *testing.T) {
 	t.Parallel()
 	server := serverWithoutRoles(t)
 	database := limitedUser(t, server)
-	require.Equal(t, 3, obey(t, server, database), "one hint a role")
+	require.Equal(t, 1, obey(t, server, database), "one hint for all roles")
 
 	t.Run("an engine that row-level security would hide tenants from", func(t *testing.T) {
 		execute(t, server, "alter role kapsel_engine nobypassrls")
@@ -199,7 +216,14 @@ func TestAUserWhoMayNotCreateRolesIsToldWhatToDo(t *testing.T) {
 
 	// Roles that are there already, from another database of this server, are of no use to a user who isn't a member.
 	t.Run("roles of another database", func(t *testing.T) {
-		require.Equal(t, 3, obey(t, server, limitedUser(t, server)), "one hint a role")
+		require.Equal(t, 1, obey(t, server, limitedUser(t, server)), "one hint for all roles")
+	})
+
+	t.Run("a schema that the user may not create anything in", func(t *testing.T) {
+		foreign := limitedUser(t, server)
+		execute(t, server, "alter database "+pgx.Identifier{databaseName(t, foreign)}.Sanitize()+" owner to postgres")
+		require.Equal(t, 1, obey(t, withPath(t, server, databaseName(t, foreign)), foreign), "roles and schema in one hint")
+		require.NoError(t, migrations.Check(t.Context(), connectAs(t, foreign, "kapsel_api")))
 	})
 }
 
@@ -208,4 +232,34 @@ func TestTheMessageSaysWhatASuperuserHasToRun(t *testing.T) {
 	t.Parallel()
 	_, err := migrations.Up(t.Context(), limitedUser(t, serverWithoutRoles(t)), 1)
 	require.ErrorContains(t, err, "create role kapsel_owner")
+}
+
+// Every process can tell whether the schema is there, as whichever role it works.
+func TestCheckSaysWhetherTheSchemaIsThere(t *testing.T) {
+	t.Parallel()
+	database := emptyDatabase(t)
+	for _, role := range []string{"kapsel_owner", "kapsel_engine", "kapsel_api"} {
+		require.ErrorIs(t, migrations.Check(t.Context(), connectAs(t, database, role)), migrations.ErrBehind, "an empty database")
+	}
+	_, err := migrations.Up(t.Context(), database, 1)
+	require.NoError(t, err)
+	for _, role := range []string{"kapsel_owner", "kapsel_engine", "kapsel_api"} {
+		require.NoError(t, migrations.Check(t.Context(), connectAs(t, database, role)))
+	}
+	conn := connectAs(t, database, "kapsel_api")
+	execute(t, database, "insert into goose_db_version (version_id, is_applied) values (99999, true)")
+	require.NoError(t, migrations.Check(t.Context(), conn), "a newer version of Kapsel has migrated")
+	execute(t, database, fmt.Sprintf("delete from goose_db_version where version_id >= %d", len(files(t))))
+	require.ErrorIs(t, migrations.Check(t.Context(), conn), migrations.ErrBehind, "the last migration is missing")
+	execute(t, database, "revoke select on goose_db_version from kapsel_api")
+	require.ErrorIs(t, migrations.Check(t.Context(), conn), migrations.ErrBehind, "migrating isn't done")
+	require.NoError(t, conn.Close(t.Context()))
+	err = migrations.Check(t.Context(), conn)
+	require.Error(t, err)
+	require.NotErrorIs(t, err, migrations.ErrBehind, "that it can't be asked says nothing of the schema")
+
+	pool, err := postgres.Open(serverWithoutRoles(t), postgres.Engine, 1)
+	require.NoError(t, err)
+	defer pool.Close()
+	require.ErrorIs(t, migrations.Check(t.Context(), pool), migrations.ErrBehind, "a server that has never seen Kapsel")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 
@@ -8,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/api"
+	"github.com/kapsel-io/kapsel/migrations"
 	"github.com/kapsel-io/kapsel/postgres"
 )
 
@@ -20,7 +22,7 @@ may run at once. While Postgres is away it answers 503 and recovers by itself.
 
 On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
 
-Variables: DATABASE_URL, DATABASE_MAX_CONNS, LISTEN_ADDR, PUBLIC_URL, ALLOW_NETWORKS, LOG_LEVEL.`,
+` + variables("api"),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, log, err := load()
@@ -37,6 +39,10 @@ Variables: DATABASE_URL, DATABASE_MAX_CONNS, LISTEN_ADDR, PUBLIC_URL, ALLOW_NETW
 				return err
 			}
 			defer management.Close()
+			// Away, it is waited for; without a schema it can only be answered with errors.
+			if current, err := schemaCurrent(cmd.Context(), engine); err == nil && !current {
+				return migrations.ErrBehind
+			}
 			listener, err := net.Listen("tcp", config.ListenAddr)
 			if err != nil {
 				return fmt.Errorf("LISTEN_ADDR can't be listened on: %w", err)
@@ -46,9 +52,10 @@ Variables: DATABASE_URL, DATABASE_MAX_CONNS, LISTEN_ADDR, PUBLIC_URL, ALLOW_NETW
 			server, err := api.New(api.Config{
 				Engine: engine, API: management, Log: log, Notify: notifier.Notify,
 				Allow: config.AllowNetworks, PublicURL: config.PublicURL,
+				Current: func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
 			})
-			if err != nil {
-				return err
+			if err != nil { // with two pools, only this can be wrong
+				return fmt.Errorf("PUBLIC_URL: %w", err)
 			}
 			log.Info("api started", zap.Stringer("address", listener.Addr()))
 			err = server.Serve(cmd.Context(), listener)

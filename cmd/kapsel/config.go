@@ -13,37 +13,57 @@ import (
 )
 
 // Config is read from environment variables. A value that can't be used stops the start, and the message names the
-// variable.
+// variable. What a variable means, and which commands read it, is said here and nowhere else: their help is made of the tags.
 type Config struct {
-	// DatabaseURL leads to Postgres 15 or newer; its user is a member of the roles kapsel_owner, kapsel_engine and
-	// kapsel_api. A pooler in transaction mode must pass on the startup parameter "role".
-	DatabaseURL string `env:"DATABASE_URL"`
-	// DatabaseDirectURL leads past any pooler to Postgres itself, for LISTEN and the migration lock. Default: DATABASE_URL.
-	DatabaseDirectURL string `env:"DATABASE_DIRECT_URL"`
-	// DatabaseMaxConns bounds each of a process's pools.
-	DatabaseMaxConns int32 `env:"DATABASE_MAX_CONNS" envDefault:"16"`
-	// TemporalAddress is host:port of Temporal's frontend. Only workers need it.
-	TemporalAddress string `env:"TEMPORAL_ADDRESS" envDefault:"127.0.0.1:7233"`
-	// TemporalNamespace must exist.
-	TemporalNamespace string `env:"TEMPORAL_NAMESPACE" envDefault:"default"`
-	// ListenAddr is where the api listens.
-	ListenAddr string `env:"LISTEN_ADDR" envDefault:":8080"`
-	// PublicURL is where clients reach the api, such as https://webhooks.example.com; it begins the ingest URLs that
-	// they are shown. Default: those are relative.
-	PublicURL string `env:"PUBLIC_URL"`
-	// LogLevel is debug, info, warn or error.
-	LogLevel zapcore.Level `env:"LOG_LEVEL" envDefault:"info"`
-	// AllowNetworks are private networks that webhooks may be sent to, as prefixes separated by commas:
-	// 10.0.0.0/8,fd00::/8. Everything that isn't public is refused otherwise.
-	AllowNetworks []netip.Prefix `env:"ALLOW_NETWORKS"`
-	// MaxInFlight is how many claimed deliveries of a worker may wait for the record of their first attempt.
-	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"200"`
-	// LogKeyDir holds the seeds of the logs' keys; a worker without it seals nothing. Only workers and `kapsel log`
-	// need it, and it belongs into a backup.
-	LogKeyDir string `env:"LOG_KEY_DIR"`
-	// LogHighWaterDir holds the logs' high-water records. All workers that seal share it, and it never goes back to an
-	// older state: keep it out of the backups of the database.
-	LogHighWaterDir string `env:"LOG_HIGH_WATER_DIR"`
+	DatabaseURL string `env:"DATABASE_URL" for:"api worker migrate log tenant" help:"Where Postgres 15 or newer is, such as postgres://user:password@host:5432/kapsel. The user is a member of the roles kapsel_owner, kapsel_engine and kapsel_api. A pooler in transaction mode must pass on the startup parameter role. Needed."`
+
+	DatabaseDirectURL string `env:"DATABASE_DIRECT_URL" for:"worker migrate" help:"Leads past any pooler to Postgres itself, for LISTEN and the migration lock. Default: DATABASE_URL."`
+
+	DatabaseMaxConns int32 `env:"DATABASE_MAX_CONNS" envDefault:"16" for:"api worker" help:"How many connections each of a process's pools may have, 2 to 1000. The api has two pools, a worker one."`
+
+	TemporalAddress string `env:"TEMPORAL_ADDRESS" envDefault:"127.0.0.1:7233" for:"worker" help:"host:port of Temporal's frontend."`
+
+	TemporalNamespace string `env:"TEMPORAL_NAMESPACE" envDefault:"default" for:"worker" help:"The namespace, which must exist."`
+
+	TemporalAPIKey string `env:"TEMPORAL_API_KEY" for:"worker" help:"An API key of Temporal. It switches TLS on. Default: none."`
+
+	TemporalTLS bool `env:"TEMPORAL_TLS" for:"worker" help:"true: use TLS, by the system's certificate authorities if none is given. Each of the TEMPORAL_TLS_… variables switches it on too. Default: false."`
+
+	TemporalCA string `env:"TEMPORAL_TLS_SERVER_CA_CERT_PATH" for:"worker" help:"A PEM file with the authorities that Temporal's certificate may be from. Default: the system's."`
+
+	TemporalCert string `env:"TEMPORAL_TLS_CLIENT_CERT_PATH" for:"worker" help:"A PEM file with the certificate to show to Temporal (mTLS). Default: none."`
+
+	TemporalKey string `env:"TEMPORAL_TLS_CLIENT_KEY_PATH" for:"worker" help:"A PEM file with that certificate's private key."`
+
+	TemporalServerName string `env:"TEMPORAL_TLS_SERVER_NAME" for:"worker" help:"The name that Temporal's certificate must have. Default: the host of TEMPORAL_ADDRESS."`
+
+	ListenAddr string `env:"LISTEN_ADDR" envDefault:":8080" for:"api" help:"Where the api listens: host:port, or :port for all addresses."`
+
+	PublicURL string `env:"PUBLIC_URL" for:"api" help:"Where clients reach the api, such as https://webhooks.example.com; it begins the ingest URLs that they are shown. Default: those are relative."`
+
+	AllowNetworks networks `env:"ALLOW_NETWORKS" for:"api worker" help:"Private networks that webhooks may be sent to, as prefixes separated by commas: 10.0.0.0/8, fd00::/8. Default: none; only public addresses."`
+
+	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"200" for:"worker" help:"How many claimed deliveries of a worker may wait for the record of their first attempt, 1 to 10000."`
+
+	LogKeyDir string `env:"LOG_KEY_DIR" for:"worker log" help:"A directory with the seeds of the logs' keys, which belongs into a backup. A worker without it delivers but seals nothing; then others must. Default: none."`
+
+	LogHighWaterDir string `env:"LOG_HIGH_WATER_DIR" for:"worker log" help:"A directory with the logs' high-water records. All workers that seal share it, and it never goes back to an older state: keep it out of the backups of the database. Set it together with LOG_KEY_DIR."`
+
+	LogLevel zapcore.Level `env:"LOG_LEVEL" envDefault:"info" for:"api worker" help:"debug, info, warn or error."`
+}
+
+// networks are prefixes separated by commas, with or without spaces.
+type networks []netip.Prefix
+
+func (n *networks) UnmarshalText(text []byte) error {
+	for part := range strings.SplitSeq(string(text), ",") {
+		prefix, err := netip.ParsePrefix(strings.TrimSpace(part))
+		if err != nil {
+			return err
+		}
+		*n = append(*n, prefix)
+	}
+	return nil
 }
 
 // readConfig reads the environment given as KEY=value.
@@ -89,6 +109,5 @@ func nameVariable(err error) error {
 	if !ok {
 		return err
 	}
-	name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
-	return fmt.Errorf("%s can't be read as %s: %w", name, field.Type, parse.Err)
+	return fmt.Errorf("%s can't be read: %w", field.Tag.Get("env"), parse.Err)
 }

@@ -1,6 +1,11 @@
 package main
 
 import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -8,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
 	"go.uber.org/zap/zapcore"
 )
 
@@ -40,17 +46,88 @@ func TestConfigNamesTheVariableThatIsWrong(t *testing.T) {
 	}
 }
 
-// Every variable is named in the help of a command or in the production guide.
-func TestEveryVariableIsDocumented(t *testing.T) {
+// The help of a command that reads a variable says what it means and what holds without it.
+func TestEveryVariableIsExplained(t *testing.T) {
 	t.Parallel()
-	guide, err := os.ReadFile(filepath.Join("..", "..", "docs", "guides", "production.md"))
-	require.NoError(t, err)
-	text := string(guide)
-	for _, command := range newCommand().Commands() {
-		text += command.Long
-	}
 	for field := range reflect.TypeFor[Config]().Fields() {
-		name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
-		require.Contains(t, text, name)
+		name, help := field.Tag.Get("env"), field.Tag.Get("help")
+		_, hasDefault := field.Tag.Lookup("envDefault")
+		require.True(t, strings.HasSuffix(help, "."), name)
+		if !hasDefault && name != "TEMPORAL_TLS_CLIENT_KEY_PATH" && name != "LOG_HIGH_WATER_DIR" { // which go with another
+			require.Regexp(t, `Needed|Default`, help, name)
+		}
+		commands := strings.Fields(field.Tag.Get("for"))
+		require.NotEmpty(t, commands, name)
+		for _, command := range commands {
+			found, _, err := newCommand().Find([]string{command})
+			require.NoError(t, err, name)
+			for _, sub := range found.Commands() {
+				found = sub
+			}
+			require.Contains(t, found.Long, "\n  "+name+"\n", "%s --help", command)
+			require.Contains(t, strings.Join(strings.Fields(found.Long), " "), help, "%s --help", command)
+		}
 	}
+	require.Contains(t, variables("api"), "  LISTEN_ADDR\n      Where the api listens: host:port, or :port for all addresses. Default: :8080.\n")
+	require.NotContains(t, variables("api"), "TEMPORAL_")
+}
+
+func TestNetworksMayHaveSpaces(t *testing.T) {
+	t.Parallel()
+	config, err := readConfig([]string{"DATABASE_URL=postgres://k:s@db/kapsel", "ALLOW_NETWORKS=10.0.0.0/8, fd00::/8 ,127.0.0.1/32"})
+	require.NoError(t, err)
+	require.Equal(t, networks{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8"), netip.MustParsePrefix("127.0.0.1/32")}, config.AllowNetworks)
+}
+
+func TestTemporalOptions(t *testing.T) {
+	t.Parallel()
+	options := func(environ ...string) client.Options {
+		config, err := readConfig(append(environ, "DATABASE_URL=postgres://k:s@db/kapsel"))
+		require.NoError(t, err)
+		options, err := config.temporal()
+		require.NoError(t, err)
+		return options
+	}
+	plain := options("TEMPORAL_ADDRESS=temporal:7233", "TEMPORAL_NAMESPACE=kapsel")
+	require.Equal(t, "temporal:7233", plain.HostPort)
+	require.Equal(t, "kapsel", plain.Namespace)
+	require.Nil(t, plain.ConnectionOptions.TLS)
+	require.Nil(t, plain.Credentials)
+
+	require.NotNil(t, options("TEMPORAL_TLS=true").ConnectionOptions.TLS)
+	require.Equal(t, "temporal.example", options("TEMPORAL_TLS_SERVER_NAME=temporal.example").ConnectionOptions.TLS.ServerName)
+	cloud := options("TEMPORAL_API_KEY=key")
+	require.NotNil(t, cloud.ConnectionOptions.TLS, "a key never goes over the wire in the clear")
+	require.NotNil(t, cloud.Credentials)
+
+	cert, key := certificate(t)
+	mutual := options("TEMPORAL_TLS_SERVER_CA_CERT_PATH="+cert, "TEMPORAL_TLS_CLIENT_CERT_PATH="+cert, "TEMPORAL_TLS_CLIENT_KEY_PATH="+key).ConnectionOptions.TLS
+	require.Len(t, mutual.Certificates, 1)
+	require.NotNil(t, mutual.RootCAs)
+	require.False(t, mutual.InsecureSkipVerify)
+
+	for _, wrong := range [][]string{{"TEMPORAL_TLS_CLIENT_CERT_PATH=" + cert}, {"TEMPORAL_TLS_SERVER_CA_CERT_PATH=" + key}, {"TEMPORAL_TLS_SERVER_CA_CERT_PATH=/missing"}} {
+		config, err := readConfig(append(wrong, "DATABASE_URL=postgres://k:s@db/kapsel"))
+		require.NoError(t, err)
+		_, err = config.temporal()
+		require.ErrorContains(t, err, "TEMPORAL_TLS_")
+	}
+}
+
+// certificate writes a certificate of its own and its key as PEM files.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(nil, template, template, public, private)
+	require.NoError(t, err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(t, err)
+	write := func(name, kind string, der []byte) string {
+		path := filepath.Join(t.TempDir(), name)
+		require.NoError(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+		return path
+	}
+	return write("cert.pem", "CERTIFICATE", der), write("key.pem", "PRIVATE KEY", pkcs8)
 }

@@ -10,11 +10,12 @@ import (
 
 	"github.com/kapsel-io/kapsel/admin"
 	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/migrations"
 	"github.com/kapsel-io/kapsel/postgres"
 )
 
 func logCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "log", Short: "Make and look after logs"}
+	cmd := &cobra.Command{Use: "log", Short: "Make and look after logs", Args: cobra.NoArgs, RunE: help}
 	cmd.AddCommand(logInitCommand())
 	return cmd
 }
@@ -32,7 +33,7 @@ change: take the one under which auditors will reach the api. The seed of the ke
 to LOG_KEY_DIR with mode 0600. Back it up: without it the log can't go on. Give auditors the
 public key that this prints, on another way than through Kapsel itself.
 
-Variables: DATABASE_URL, LOG_KEY_DIR, LOG_HIGH_WATER_DIR.`,
+` + variables("log"),
 		Example: "  kapsel log init --host webhooks.example.com",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,6 +49,10 @@ Variables: DATABASE_URL, LOG_KEY_DIR, LOG_HIGH_WATER_DIR.`,
 				return err
 			}
 			defer owner.Close()
+			// Before any file is made: without a schema the log can't be, and would leave its key behind.
+			if err := migrations.Check(cmd.Context(), owner); err != nil {
+				return err
+			}
 			log, err := admin.CreateLog(cmd.Context(), owner, admin.LogConfig{
 				Host: host, KeyDir: config.LogKeyDir, HighWaterDir: config.LogHighWaterDir,
 			})

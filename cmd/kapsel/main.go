@@ -51,6 +51,9 @@ See "kapsel api --help" and "kapsel worker --help" for the others.`,
 	return root
 }
 
+// help is what a command does that only holds others. With it cobra refuses, as unknown, what is none of them.
+func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
 // load reads the configuration and makes a logger.
 func load() (Config, *zap.Logger, error) {
 	config, err := readConfig(os.Environ())

@@ -1,13 +1,21 @@
 package main
 
 import (
+	"bufio"
+	"context"
+	"io"
 	"net/url"
+	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 
+	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres/postgrestest"
 )
 
@@ -28,8 +36,50 @@ func TestScripts(t *testing.T) {
 		}
 		env.Setenv("DATABASE_URL", database)
 		env.Setenv("DATABASE_NAME", strings.TrimPrefix(parsed.Path, "/"))
+		env.Setenv("EMPTY_DATABASE_URL", emptyDatabase(tb, database))
 		return nil
 	}})
+}
+
+// emptyDatabase makes a database without a schema on the server of another one.
+func emptyDatabase(t testing.TB, other string) string {
+	t.Helper()
+	name := "kapsel_empty_" + id.New().String()
+	execute := func(statement string) {
+		conn, err := pgx.Connect(context.Background(), other)
+		require.NoError(t, err)
+		defer func() { _ = conn.Close(context.Background()) }()
+		_, err = conn.Exec(context.Background(), statement+pgx.Identifier{name}.Sanitize())
+		require.NoError(t, err)
+	}
+	execute("create database ")
+	t.Cleanup(func() { execute("drop database ") })
+	parsed, err := url.Parse(other)
+	require.NoError(t, err)
+	parsed.Path = "/" + name
+	return parsed.String()
+}
+
+// SIGTERM ends a worker with status 0 also while it waits for what it needs.
+func TestAWorkerThatWaitsCanBeStopped(t *testing.T) {
+	t.Parallel()
+	for waits, environ := range map[string][]string{
+		"waiting for Postgres":         {"DATABASE_URL=postgres://kapsel:secret@127.0.0.1:1/kapsel"},
+		"not yet: connect to Temporal": {"DATABASE_URL=" + postgrestest.New(t), "TEMPORAL_ADDRESS=127.0.0.1:1"},
+	} {
+		cmd := exec.CommandContext(t.Context(), "kapsel", "worker")
+		cmd.Env = append(os.Environ(), environ...)
+		stderr, err := cmd.StderrPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		lines := bufio.NewScanner(stderr)
+		for lines.Scan() && !strings.Contains(lines.Text(), waits) {
+			continue
+		}
+		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+		_, _ = io.Copy(io.Discard, stderr)
+		require.NoError(t, cmd.Wait(), waits)
+	}
 }
 
 // Every command explains itself: a sentence or more, and for those that take flags an example.
@@ -38,8 +88,8 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	for _, command := range append(newCommand().Commands(), newCommand()) {
 		for _, c := range append(command.Commands(), command) {
 			require.NotEmpty(t, c.Short, c.CommandPath())
-			if c.Runnable() {
-				require.Contains(t, c.Long, "Variables: DATABASE_URL", c.CommandPath())
+			if c.Runnable() && !c.HasSubCommands() {
+				require.Contains(t, c.Long, "Variables:\n  DATABASE_URL\n", c.CommandPath())
 			}
 		}
 	}

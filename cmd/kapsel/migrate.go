@@ -20,7 +20,7 @@ It may run in several processes at once and any number of times: one works, the 
 and find nothing left to do. The first time, the user of DATABASE_URL must be allowed to
 create roles; otherwise the message says what a superuser has to run.
 
-Variables: DATABASE_URL, DATABASE_DIRECT_URL.`,
+` + variables("migrate"),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, _, err := load()

@@ -9,11 +9,12 @@ import (
 
 	"github.com/kapsel-io/kapsel/admin"
 	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/migrations"
 	"github.com/kapsel-io/kapsel/postgres"
 )
 
 func tenantCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "tenant", Short: "Make tenants and their API keys"}
+	cmd := &cobra.Command{Use: "tenant", Short: "Make tenants and their API keys", Args: cobra.NoArgs, RunE: help}
 	cmd.AddCommand(tenantCreateCommand())
 	return cmd
 }
@@ -28,7 +29,7 @@ func tenantCreateCommand() *cobra.Command {
 
 A tenant's deliveries are recorded in one log, for good; --log is needed if there are several.
 
-Variables: DATABASE_URL.`,
+` + variables("tenant"),
 		Example: `  kapsel tenant create --name "Example Bank"`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,7 +40,7 @@ Variables: DATABASE_URL.`,
 			log := uuid.Nil
 			if logName != "" {
 				if log, err = id.Log.Parse(logName); err != nil {
-					return err
+					return fmt.Errorf("--log: %w", err)
 				}
 			}
 			owner, err := postgres.Open(config.DatabaseURL, postgres.Owner, 2)
@@ -47,6 +48,9 @@ Variables: DATABASE_URL.`,
 				return err
 			}
 			defer owner.Close()
+			if err := migrations.Check(cmd.Context(), owner); err != nil {
+				return err
+			}
 			tenant, err := admin.CreateTenant(cmd.Context(), owner, name, log)
 			if err != nil {
 				return err

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"context"
+	"fmt"
+	"os"
+
 	"github.com/spf13/cobra"
-	"go.temporal.io/sdk/client"
+	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/worker"
@@ -17,8 +21,7 @@ func workerCommand() *cobra.Command {
 A worker waits for Postgres and Temporal if they are away, also at its start. On SIGTERM it
 claims nothing more, gives requests in flight 8 s, signs what was recorded, and exits with 0.
 
-Variables: DATABASE_URL, DATABASE_DIRECT_URL, DATABASE_MAX_CONNS, TEMPORAL_ADDRESS,
-TEMPORAL_NAMESPACE, ALLOW_NETWORKS, MAX_IN_FLIGHT, LOG_KEY_DIR, LOG_HIGH_WATER_DIR, LOG_LEVEL.`,
+` + variables("worker"),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, log, err := load()
@@ -30,16 +33,51 @@ TEMPORAL_NAMESPACE, ALLOW_NETWORKS, MAX_IN_FLIGHT, LOG_KEY_DIR, LOG_HIGH_WATER_D
 				return err
 			}
 			defer engine.Close()
-			return worker.Run(cmd.Context(), worker.Config{
+			options, err := config.temporal()
+			if err != nil {
+				return err
+			}
+			if err := checkLogDirs(&config, log); err != nil {
+				return err
+			}
+			if err := awaitSchema(cmd.Context(), engine, log); err != nil {
+				return unlessStopped(cmd.Context(), err)
+			}
+			return unlessStopped(cmd.Context(), worker.Run(cmd.Context(), worker.Config{
 				Engine:       engine,
 				DirectURL:    config.DatabaseDirectURL,
-				Temporal:     client.Options{HostPort: config.TemporalAddress, Namespace: config.TemporalNamespace},
+				Temporal:     options,
 				MaxInFlight:  config.MaxInFlight,
 				Allow:        config.AllowNetworks,
 				KeyDir:       config.LogKeyDir,
 				HighWaterDir: config.LogHighWaterDir,
 				Log:          log,
-			})
+			}))
 		},
 	}
+}
+
+// unlessStopped makes it no error that the signal ended the wait for Postgres or Temporal.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // to be stopped is what was wanted
+	}
+	return err
+}
+
+// checkLogDirs refuses directories that aren't there: a worker that made them would have a log's key or record nowhere.
+func checkLogDirs(config *Config, log *zap.Logger) error {
+	if config.LogKeyDir == "" {
+		log.Warn("this worker delivers but seals nothing: LOG_KEY_DIR and LOG_HIGH_WATER_DIR are not set; another worker must have them")
+		return nil
+	}
+	for name, dir := range map[string]string{"LOG_KEY_DIR": config.LogKeyDir, "LOG_HIGH_WATER_DIR": config.LogHighWaterDir} {
+		switch info, err := os.Stat(dir); {
+		case err != nil:
+			return fmt.Errorf("%s can't be used; `kapsel log init` makes it: %w", name, err)
+		case !info.IsDir():
+			return fmt.Errorf("%s is %s, which is not a directory", name, dir)
+		}
+	}
+	return nil
 }
