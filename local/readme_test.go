@@ -69,8 +69,8 @@ func TestREADMEByHand(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- serveReceiver(ctx, listener, &printer{out: &received, status: 200}) }()
 
-	script := strings.NewReplacer(".kapsel/", s.stack.dir+"/", "127.0.0.1:9000", listener.Addr().String(),
-		"proof.json", s.stack.dir+"/proof.json", " body", " "+s.stack.dir+"/body").Replace(readmeBlock(t, "## Try it by hand"))
+	script := strings.NewReplacer(".kapsel/", s.stack.dir+"/", "127.0.0.1:9000", listener.Addr().String()).
+		Replace(readmeBlock(t, "## Try it by hand"))
 	within, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(within, "bash", "-euo", "pipefail", "-c", script)

@@ -12,9 +12,10 @@ import (
 // queueChannel is the channel on which dispatchers are woken. The notification says nothing but "look".
 const queueChannel = "kapsel_queue"
 
-// notifyEvery is the least time between two notifications of a process: a notification per commit would serialise the
-// commits of ingest.
-const notifyEvery = 50 * time.Millisecond
+// notifyEvery is the least time between two notifications of a process. They are sent on a connection of their own, so that
+// they serialise among themselves and not with the commits of ingest; what bounds them is the work that each makes for
+// every worker (docs/adr/0011).
+const notifyEvery = 10 * time.Millisecond
 
 // Notifier wakes the dispatchers of all processes, outside the transactions that gave them work.
 type Notifier struct {

@@ -100,7 +100,9 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		case <-poll.C:
 			d.round(ctx, "claim", d.claim)
 		case <-d.wake:
-			d.round(ctx, "claim", d.claim)
+			if !d.lanes.idle() {
+				d.round(ctx, "claim", d.claim)
+			}
 		}
 	}
 }

@@ -34,6 +34,7 @@ type lanes struct {
 	budget    float64   // workflow starts that are left
 	refilled  time.Time
 	gathering time.Time // until when no batch is made
+	allBatch  bool      // when it was last looked, whatever was due was to be carried in batches
 }
 
 // batching is 1 while auto means batches, else 0.
@@ -57,8 +58,12 @@ func (l *lanes) split(due []postgres.DueDestination, slow func(uuid.UUID) bool) 
 			batched = append(batched, destination)
 		}
 	}
+	l.allBatch = len(single) == 0 && len(batched) > 0
 	return single, batched
 }
+
+// idle reports whether a look at the queue can wait until enough has gathered for the next batch.
+func (l *lanes) idle() bool { return (l.batches || l.allBatch) && !l.mayBatch() }
 
 // affordable is how many of free places for single deliveries may be used now.
 func (l *lanes) affordable(free int) int {

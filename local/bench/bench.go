@@ -300,8 +300,17 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		}
 		r.urls = append(r.urls, r.APIURL+"/ingest/"+answer.JSON201.ID)
 	}
-	r.baseSize, err = r.treeSize(ctx)
-	return err
+	if r.baseSize, err = r.treeSize(ctx); err != nil || r.DB == nil {
+		return err
+	}
+	var waiting int64
+	if err := r.DB.QueryRow(ctx, "select count(*) from delivery_queue").Scan(&waiting); err != nil {
+		return fmt.Errorf("look for deliveries of earlier runs: %w", err)
+	}
+	if waiting > 0 {
+		return fmt.Errorf("%d deliveries of earlier runs are still in the queue and would be measured too; use a fresh --dir", waiting)
+	}
+	return nil
 }
 
 // drainWithin is how long what was accepted may take to be delivered and attested after the load.
