@@ -63,6 +63,7 @@ func addStackFlags(flags *pflag.FlagSet, config *stackConfig) {
 	flags.IntVar(&config.PostgresPort, "postgres-port", 0, "port of Postgres; 0 picks a free one")
 	flags.IntVar(&config.TemporalPort, "temporal-port", 7233, "port of Temporal; 0 picks a free one")
 	flags.IntVar(&config.UIPort, "ui-port", 8233, "port of Temporal's Web UI; 0 picks a free one")
+	flags.IntVar(&config.MetricsPort, "metrics-port", 0, "port of the worker's metrics; 0 picks a free one")
 	flags.StringVar(&config.LogLevel, "log-level", "warn", "what kapsel.log gets: debug, info, warn or error")
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.temporal.io/sdk/client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -36,6 +37,7 @@ type stackConfig struct {
 	PostgresPort int
 	TemporalPort int
 	UIPort       int
+	MetricsPort  int
 	LogLevel     string
 	// noWorker: nothing is delivered and nothing sealed.
 	noWorker bool
@@ -47,6 +49,7 @@ type stackConfig struct {
 type stack struct {
 	state    state
 	apiURL   string
+	metrics  string // URL
 	uiURL    string
 	temporal string // host:port
 	dbURL    string
@@ -220,6 +223,13 @@ func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 	if err != nil {
 		return err
 	}
+	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(config.MetricsPort)))
+	if err != nil {
+		return fmt.Errorf("%w; choose another port with --metrics-port", err)
+	}
+	registry := prometheus.NewRegistry()
+	s.metrics = "http://" + listener.Addr().String() + "/metrics"
+	s.background("metrics", func(ctx context.Context) error { return worker.ServeMetrics(ctx, listener, registry) })
 	options := client.Options{HostPort: s.temporal, Namespace: temporal.Namespace}
 	if config.countTemporal != nil {
 		options.ConnectionOptions.DialOptions = []grpc.DialOption{grpc.WithChainUnaryInterceptor(config.countTemporal)}
@@ -228,7 +238,7 @@ func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 		defer engine.Close()
 		return worker.Run(ctx, worker.Config{
 			Engine: engine, DirectURL: s.dbURL, Allow: loopback, Log: s.log.Named("worker"),
-			Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
+			Metrics: registry, Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
 		})
 	})
 	return nil
@@ -297,9 +307,10 @@ func (s *stack) printURLs(out progress) {
 Kapsel is running.
   api               %s
   Temporal Web UI   %s
+  worker's metrics  %s
   API key           %s
   log               %s
   public key        %s
   data and logs     %s
-`, s.apiURL, s.uiURL, s.state.APIKey, s.state.LogID, s.state.PublicKey, s.dir)
+`, s.apiURL, s.uiURL, s.metrics, s.state.APIKey, s.state.LogID, s.state.PublicKey, s.dir)
 }

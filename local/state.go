@@ -114,6 +114,7 @@ type running struct {
 	PID         int    `json:"pid"`
 	APIURL      string `json:"api_url"`
 	UIURL       string `json:"ui_url"`
+	MetricsURL  string `json:"metrics_url"`
 	Temporal    string `json:"temporal"` // host:port
 	DatabaseURL string `json:"database_url"`
 }
@@ -124,7 +125,7 @@ const (
 )
 
 func (s *stack) writeRunning() error {
-	text, err := json.MarshalIndent(running{os.Getpid(), s.apiURL, s.uiURL, s.temporal, s.dbURL}, "", "  ")
+	text, err := json.MarshalIndent(running{os.Getpid(), s.apiURL, s.uiURL, s.metrics, s.temporal, s.dbURL}, "", "  ")
 	if err != nil {
 		return err
 	}

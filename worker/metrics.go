@@ -2,9 +2,14 @@ package worker
 
 import (
 	"context"
+	"fmt"
+	"net"
+	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.temporal.io/api/workflowservice/v1"
 	"google.golang.org/grpc"
 )
@@ -41,4 +46,17 @@ func (m *metrics) countStarts(ctx context.Context, method string, req, reply any
 		m.eager.WithLabelValues(strconv.FormatBool(started.GetEagerWorkflowTask() != nil)).Inc()
 	}
 	return err
+}
+
+// ServeMetrics answers Prometheus on listener, at /metrics, until ctx ends.
+func ServeMetrics(ctx context.Context, listener net.Listener, gatherer prometheus.Gatherer) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); ctx.Err() == nil {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
 }

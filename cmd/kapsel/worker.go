@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
@@ -40,6 +43,10 @@ claims nothing more, gives requests in flight 8 s, signs what was recorded, and 
 			if err := checkLogDirs(&config, log); err != nil {
 				return err
 			}
+			registry := prometheus.NewRegistry()
+			if err := serveMetrics(cmd.Context(), config.MetricsAddr, registry, log); err != nil {
+				return err
+			}
 			if err := awaitSchema(cmd.Context(), engine, log); err != nil {
 				return unlessStopped(cmd.Context(), err)
 			}
@@ -51,10 +58,29 @@ claims nothing more, gives requests in flight 8 s, signs what was recorded, and 
 				Allow:        config.AllowNetworks,
 				KeyDir:       config.LogKeyDir,
 				HighWaterDir: config.LogHighWaterDir,
+				Metrics:      registry,
 				Log:          log,
 			}))
 		},
 	}
+}
+
+// serveMetrics answers Prometheus beside the worker, if it is asked to.
+func serveMetrics(ctx context.Context, address string, registry *prometheus.Registry, log *zap.Logger) error {
+	if address == "" {
+		return nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("METRICS_ADDR can't be listened on: %w", err)
+	}
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	go func() {
+		if err := worker.ServeMetrics(ctx, listener, registry); err != nil {
+			log.Error("metrics not served", zap.Error(err))
+		}
+	}()
+	return nil
 }
 
 // unlessStopped makes it no error that the signal ended the wait for Postgres or Temporal.
