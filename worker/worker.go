@@ -108,6 +108,8 @@ func (w *Worker) connect(ctx context.Context) error {
 	options := w.config.Temporal
 	options.ConnectionOptions.DialOptions = append(slices.Clone(options.ConnectionOptions.DialOptions),
 		grpc.WithChainUnaryInterceptor(w.metrics.countStarts))
+	// Requests are a few hundred bytes: to compress them takes longer than to send them.
+	options.ConnectionOptions.GrpcCompression = &client.GrpcCompressionNone{}
 	options.Logger = temporalLogger{w.config.Log.Named("temporal").Sugar()}
 	if w.temporal, err = dial(ctx, options, w.config.Log); err != nil {
 		return err
