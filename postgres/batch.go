@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -112,7 +113,7 @@ func addEvents(ctx context.Context, pool *pgxpool.Pool, rows []BatchRow, maxByte
 		}
 		rows[i].Payload = p
 	}
-	return rows, readByEvent(ctx, pool, payloadsSQL, rows, func(row pgx.CollectableRow) error {
+	err = readByEvent(ctx, pool, payloadsSQL, rows, func(row pgx.CollectableRow) error {
 		var event uuid.UUID
 		var p Payload
 		if err := row.Scan(&event, &p.Headers, &p.Body, &p.Salt, &p.Secret); err != nil {
@@ -122,6 +123,8 @@ func addEvents(ctx context.Context, pool *pgxpool.Pool, rows []BatchRow, maxByte
 		known.Headers, known.Body, known.Salt, known.Secret = p.Headers, p.Body, p.Salt, p.Secret
 		return nil
 	})
+	// What has lost its payload can't be sent; an empty body would be another webhook.
+	return slices.DeleteFunc(rows, func(r BatchRow) bool { return r.Payload.Salt == nil }), err
 }
 
 // readByEvent runs a look-up by the events of rows.

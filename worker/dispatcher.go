@@ -144,7 +144,7 @@ func (d *Dispatcher) claim(ctx context.Context, worker uuid.UUID) error {
 
 // hasRoom reports whether any destination's deliveries could be claimed.
 func (d *Dispatcher) hasRoom() bool {
-	return d.lanes.affordable(d.free()) > 0 || d.freeForBatches() >= batchSize
+	return d.free() > 0 || d.freeForBatches() >= batchSize
 }
 
 // slow reports whether a destination takes so long that its deliveries are better carried one by one.
@@ -165,14 +165,46 @@ func (d *Dispatcher) due(ctx context.Context) (due []postgres.DueDestination, wr
 	return due, wrapped, nil
 }
 
-// claimSingles claims deliveries that get a workflow each, and starts them.
+// claimSingles claims deliveries that get a workflow each, and starts them. Only what could be carried in batches says
+// whether there is a backlog, and only that is bound by the budget while there is one.
 func (d *Dispatcher) claimSingles(ctx context.Context, worker uuid.UUID, due []postgres.DueDestination) (int, error) {
-	free := d.lanes.affordable(d.free())
+	var elastic, fixed []postgres.DueDestination
+	for _, destination := range due {
+		if destination.Lane == postgres.LaneAuto {
+			elastic = append(elastic, destination)
+		} else {
+			fixed = append(fixed, destination)
+		}
+	}
+	if d.lanes.batches {
+		free := d.lanes.affordable(d.free())
+		first, err := d.claimWorkflows(ctx, worker, elastic, free)
+		if err != nil {
+			return 0, err
+		}
+		d.lanes.claimedSingles(first, free)
+		second, err := d.claimWorkflows(ctx, worker, fixed, d.free())
+		return first + second, err
+	}
+	free := d.free()
+	n, err := d.claimWorkflows(ctx, worker, due, free)
+	if err != nil {
+		return 0, err
+	}
+	if len(elastic) == 0 {
+		d.lanes.claimedSingles(0, 1) // nothing waits that could be carried otherwise
+	} else {
+		d.lanes.claimedSingles(n, free)
+	}
+	return n, nil
+}
+
+// claimWorkflows claims up to free deliveries and starts the workflow of each.
+func (d *Dispatcher) claimWorkflows(ctx context.Context, worker uuid.UUID, due []postgres.DueDestination, free int) (int, error) {
 	claimed, err := d.claimShares(ctx, due, free, postgres.ClaimRequest{Worker: worker, Claim: id.New(), Lane: postgres.LaneWorkflow})
 	if err != nil {
 		return 0, err
 	}
-	d.lanes.claimedSingles(len(claimed), free)
 	for _, c := range claimed {
 		d.startSingle(ctx, c)
 	}
