@@ -2,7 +2,7 @@ package activities
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"sync"
 	"time"
 
@@ -79,7 +79,8 @@ type batch struct {
 	until   time.Time       // no request begins after it
 	over    <-chan struct{} // is closed then
 	targets map[uuid.UUID]*batchTarget
-	senders sync.WaitGroup
+	senders sync.WaitGroup // until each delivery is recorded, or was put off
+	decided sync.WaitGroup // until each delivery is being sent, or was put off
 
 	mu       sync.Mutex
 	result   BatchResult
@@ -88,42 +89,67 @@ type batch struct {
 
 // batchTarget is a destination of the batch. Each has places of its own, so that a slow one takes none from others.
 type batchTarget struct {
-	*target
-	places chan struct{}
+	*target // nil: its settings can't be used
+	places  chan struct{}
 }
 
-// run sends payload by payload as they fit into memory, waits for the answers, and puts back what wasn't sent.
+// run sends what there is and puts back what it didn't begin to send as soon as that is known: a run that was cut off from
+// Temporal has let go of everything but its requests in flight before the next one begins. Then it waits for the answers.
 func (b *batch) run(ctx context.Context) (BatchResult, error) {
-	var loadErr error
-	for after := uuid.Nil; ; {
-		var rows []postgres.BatchRow
-		if rows, loadErr = b.load(ctx, after); loadErr != nil || len(rows) == 0 {
-			break
-		}
-		after = rows[len(rows)-1].DeliveryID
-		for _, row := range rows {
-			b.senders.Go(func() { b.attempt(ctx, row) })
-		}
-		if b.bodies(rows) >= batchBytes {
-			b.senders.Wait() // before more is read into memory
-		}
-	}
+	err := b.sendAll(ctx)
+	b.decided.Wait()
+	err = errors.Join(err, b.putBack(ctx))
 	b.senders.Wait()
-	b.result.Deferred = len(b.deferred)
-	if err := b.putBack(ctx); err != nil && len(b.result.Unrecorded) == 0 {
-		return BatchResult{}, err // run again, the batch will find them
-	}
-	if loadErr != nil && b.result.Sent == 0 {
-		return BatchResult{}, loadErr
+	err = errors.Join(err, b.putBack(ctx)) // what turned out to be unsendable
+	if err != nil && len(b.result.Unrecorded) == 0 {
+		return BatchResult{}, err // run again, the batch will find what is left
 	}
 	return b.result, nil
 }
 
-func (b *batch) bodies(rows []postgres.BatchRow) (bytes int) {
-	for _, row := range rows {
-		bytes += len(row.Payload.Body)
+// sendAll begins to send page by page, as many as fit into memory, until the batch's time is over.
+func (b *batch) sendAll(ctx context.Context) error {
+	for after := uuid.Nil; ; {
+		if !time.Now().Before(b.until) {
+			return b.putOffRest(ctx, after)
+		}
+		rows, err := b.load(ctx, after)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		after = rows[len(rows)-1].DeliveryID
+		b.decided.Add(len(rows))
+		bytes := 0
+		for _, row := range rows {
+			b.senders.Go(func() { b.attempt(ctx, row) })
+			bytes += len(row.Payload.Body)
+		}
+		if bytes >= batchBytes/2 {
+			b.awaitMemory()
+		}
 	}
-	return bytes
+}
+
+// awaitMemory waits until what was loaded is sent, or the batch's time is over.
+func (b *batch) awaitMemory() {
+	sent := make(chan struct{})
+	go func() {
+		b.senders.Wait()
+		close(sent)
+	}()
+	select {
+	case <-sent:
+	case <-b.over:
+	}
+}
+
+// putOffRest puts off what wasn't even loaded.
+func (b *batch) putOffRest(ctx context.Context, after uuid.UUID) error {
+	rows, err := postgres.LeftOfBatch(ctx, b.DB, b.claim, after)
+	for _, row := range rows {
+		b.putOff(row, 0)
+	}
+	return err
 }
 
 // load reads the next deliveries of the batch, and the destinations that it doesn't know yet.
@@ -135,7 +161,7 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 	var unknown []uuid.UUID
 	for _, row := range rows {
 		if _, known := b.targets[row.DestinationID]; !known {
-			b.targets[row.DestinationID] = nil
+			b.targets[row.DestinationID] = &batchTarget{}
 			unknown = append(unknown, row.DestinationID)
 		}
 	}
@@ -147,15 +173,10 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 		return nil, err
 	}
 	places := max(leastConcurrency, batchConcurrency/len(b.targets))
-	for _, destination := range unknown {
-		if destinations[destination] == nil {
-			return nil, fmt.Errorf("destination %s does not exist", id.Destination.Format(destination))
+	for _, destination := range destinations {
+		if to, err := newTarget(destination); err == nil { // else nothing is sent there, until it is mended
+			b.targets[destination.ID] = &batchTarget{target: to, places: make(chan struct{}, places)}
 		}
-		to, err := newTarget(destinations[destination])
-		if err != nil {
-			return nil, err
-		}
-		b.targets[destination] = &batchTarget{target: to, places: make(chan struct{}, places)}
 	}
 	return rows, nil
 }
@@ -163,23 +184,32 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 // attempt sends one delivery once there is a place at its destination, and records it.
 func (b *batch) attempt(ctx context.Context, row postgres.BatchRow) {
 	to := b.targets[row.DestinationID]
-	if to.Held {
-		b.putOff(row, heldDelay)
-		return
-	}
-	if !b.begin(ctx, to) {
-		b.putOff(row, 0)
+	if !b.mayBegin(ctx, row, to) {
 		return
 	}
 	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload})
 	<-to.places
 	if err != nil {
-		b.putOff(row, heldDelay) // nothing was sent, and nothing will be until its settings are mended
+		b.putOff(row, heldDelay) // no request could be made of it
 		return
 	}
 	outcome.Park = true // of a delivery that isn't over: nobody carries it any longer
 	b.record(ctx, Recording{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt,
 		Outcome: outcome, Response: response, Commitment: &row.Payload.Commitment})
+}
+
+// mayBegin decides whether a delivery is sent by this batch; if not it was put off.
+func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) bool {
+	defer b.decided.Done()
+	switch {
+	case to.target == nil || to.Held:
+		b.putOff(row, heldDelay)
+	case !b.begin(ctx, to):
+		b.putOff(row, 0)
+	default:
+		return true
+	}
+	return false
 }
 
 // begin takes a place at the destination. It reports false if the batch's time is over, or the worker may not send.
@@ -219,16 +249,21 @@ func (b *batch) putOff(row postgres.BatchRow, delay time.Duration) {
 	b.deferred = append(b.deferred, postgres.Deferred{DeliveryID: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt, Delay: delay})
 }
 
-// putBack gives what wasn't sent back to the queue.
+// putBack gives what was put off back to the queue.
 func (b *batch) putBack(ctx context.Context) error {
+	b.mu.Lock()
+	deferred := b.deferred
+	b.deferred = nil
+	b.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
 	defer cancel()
-	if err := postgres.Defer(ctx, b.DB, b.deferred); err != nil {
+	if err := postgres.Defer(ctx, b.DB, deferred); err != nil {
 		return err
 	}
-	for _, d := range b.deferred {
+	for _, d := range deferred {
 		b.Recorder.released(d.DeliveryID)
 	}
+	b.result.Deferred += len(deferred)
 	return nil
 }
 

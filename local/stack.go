@@ -133,7 +133,7 @@ func (s *stack) startPostgres(ctx context.Context, config stackConfig) error {
 		Settings: map[string]string{
 			"max_connections": "300",
 			// The queues are written often and stay small: their dead rows are to go within seconds.
-			"autovacuum_naptime": "5s",
+			"autovacuum_naptime": "15s",
 		},
 	})
 	if err != nil {

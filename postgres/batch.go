@@ -74,6 +74,15 @@ func LoadBatch(ctx context.Context, pool *pgxpool.Pool, claim, after uuid.UUID, 
 	return rows, nil
 }
 
+// LeftOfBatch reads what is left of a batch after the delivery after, without its payloads.
+func LeftOfBatch(ctx context.Context, pool *pgxpool.Pool, claim, after uuid.UUID) ([]BatchRow, error) {
+	rows, err := batchRows(ctx, pool, claim, after)
+	if err != nil {
+		return nil, fmt.Errorf("read batch: %w", err)
+	}
+	return rows, nil
+}
+
 func batchRows(ctx context.Context, pool *pgxpool.Pool, claim, after uuid.UUID) ([]BatchRow, error) {
 	ids, err := left(ctx, pool, claim, after)
 	if err != nil || len(ids) == 0 {
