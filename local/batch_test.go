@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/api/workflowservice/v1"
 	sdk "go.temporal.io/sdk/client"
@@ -220,7 +219,7 @@ func (s *site) awaitDelivered(t *testing.T, destination client.Destination, n in
 	destinationID, err := id.Destination.Parse(destination.ID)
 	require.NoError(t, err)
 	s.awaitZero(t, 30*time.Second, "select $2 - count(*) from deliveries where destination_id = $1 and state = 'delivered'",
-		uuid.UUID(destinationID), n)
+		destinationID, n)
 }
 
 // Nor does one that hangs with more waiting for it than a worker carries at a time, however long it hangs.

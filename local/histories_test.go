@@ -111,7 +111,11 @@ func (s *testStack) pause(t *testing.T, paused bool) {
 	require.NoError(t, err)
 }
 
-var identity = regexp.MustCompile(`"identity": *"[^"]*"`)
+// Both hold the name of the machine.
+var (
+	identity = regexp.MustCompile(`"identity": *"[^"]*"`)
+	sticky   = regexp.MustCompile(`"name": *"[^":]*:([0-9a-f-]{36})"`) // a worker's own task queue
+)
 
 func save(t *testing.T, temporalClient sdk.Client, workflowID, name string) {
 	t.Helper()
@@ -128,5 +132,6 @@ func save(t *testing.T, temporalClient sdk.Client, workflowID, name string) {
 	text, err := protojson.MarshalOptions{Multiline: true, Indent: "  "}.Marshal(&all)
 	require.NoError(t, err)
 	text = identity.ReplaceAll(text, []byte(`"identity": "worker"`))
+	text = sticky.ReplaceAll(text, []byte(`"name": "worker:$1"`))
 	require.NoError(t, os.WriteFile(filepath.Join("..", "workflows", "testdata", "histories", name+".json"), append(text, '\n'), 0o600))
 }

@@ -26,6 +26,11 @@ const (
 	// Postgres; and askTemporalEvery how often it asks Temporal whether the workflow still runs.
 	checkClaimsAfter = 5 * time.Second
 	askTemporalEvery = 20 * time.Second
+	// A destination with mostHanging deliveries in flight that were claimed longer than hangsAfter ago gets no more: whatever
+	// a batch doesn't send has left it by then, so that these are requests without an answer. Else one destination that
+	// hangs would take all places, and nobody else's deliveries would be claimed.
+	hangsAfter  = activities.BatchBudget + time.Second
+	mostHanging = 64
 	// fastEnough: destinations that answer within it make their first attempt in the workflow's first task.
 	fastEnough = 2 * time.Second
 )
@@ -241,8 +246,12 @@ func (d *Dispatcher) claimBatch(ctx context.Context, worker uuid.UUID, due []pos
 // claimShares claims a fair share for each tenant and destination.
 func (d *Dispatcher) claimShares(ctx context.Context, due []postgres.DueDestination, free int, r postgres.ClaimRequest) ([]postgres.Claimed, error) {
 	waiting := make([]delivery.Waiting[uuid.UUID], len(due))
+	hanging := d.hanging()
 	for i, destination := range due {
 		waiting[i] = delivery.Waiting[uuid.UUID]{Tenant: destination.TenantID, Limit: d.permits(destination, free)}
+		if hanging[destination.ID] >= mostHanging {
+			waiting[i].Limit = 0
+		}
 	}
 	for i, share := range delivery.Share(waiting, free) {
 		if share > 0 {
@@ -301,6 +310,19 @@ func (d *Dispatcher) carry(ctx context.Context, claimed []postgres.Claimed) {
 	for _, batch := range batches {
 		d.startAll(ctx, batch, func() error { return startBatch(ctx, d.temporal, batch) })
 	}
+}
+
+// hanging counts, by destination, the deliveries whose request must have been under way for a while.
+func (d *Dispatcher) hanging() map[uuid.UUID]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	hanging := map[uuid.UUID]int{}
+	for _, f := range d.inFlight {
+		if time.Since(f.since) > hangsAfter {
+			hanging[f.claimed.DestinationID]++
+		}
+	}
+	return hanging
 }
 
 // startSingle starts a delivery's own workflow.

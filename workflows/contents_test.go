@@ -63,18 +63,24 @@ type localMarker struct {
 func allowedIn(parent any, workflowName string, activityNames map[int64]string) []any {
 	switch at := parent.(type) {
 	case *historypb.WorkflowExecutionStartedEventAttributes:
-		if workflowName == workflows.AttestLogName {
-			return []any{&workflows.AttestInput{}}
-		}
-		return []any{&workflows.DeliverInput{}}
+		return map[string][]any{
+			workflows.AttestLogName:      {&workflows.AttestInput{}},
+			workflows.DeliverBatchName:   {&workflows.BatchInput{}},
+			workflows.DeliverWebhookName: {&workflows.DeliverInput{}},
+		}[workflowName]
 	case *historypb.WorkflowExecutionCompletedEventAttributes:
-		return []any{&workflows.DeliverResult{}}
+		return map[string][]any{
+			workflows.DeliverBatchName:   {&activities.BatchResult{}},
+			workflows.DeliverWebhookName: {&workflows.DeliverResult{}},
+		}[workflowName]
 	case *historypb.MarkerRecordedEventAttributes:
 		return []any{&localMarker{}, &activities.SendResult{}}
 	case *historypb.ActivityTaskScheduledEventAttributes:
 		return map[string][]any{
 			"SendAttempt":   {&activities.SendInput{}},
 			"RecordAttempt": {&activities.RecordInput{}},
+			"SendBatch":     {&activities.BatchInput{}},
+			"RecordBatch":   {&[]activities.RecordInput{}},
 			"Requeue":       {&activities.RequeueInput{}},
 			"SealLog":       {&activities.SealInput{}},
 		}[at.GetActivityType().GetName()]
@@ -82,6 +88,7 @@ func allowedIn(parent any, workflowName string, activityNames map[int64]string) 
 		return map[string][]any{
 			"SendAttempt":   {&activities.SendResult{}},
 			"RecordAttempt": {&activities.Progress{}},
+			"SendBatch":     {&activities.BatchResult{}},
 		}[activityNames[at.GetScheduledEventId()]]
 	case *commonpb.SearchAttributes:
 		return []any{new(keyword)}
@@ -96,11 +103,11 @@ type (
 	summary string // of a workflow or a timer
 )
 
-const typeID = `(dlv|evt|ep|dst|ten|log)_[0-9a-hjkmnp-tv-z]{26}`
+const typeID = `(dlv|evt|ep|dst|ten|log|clm)_[0-9a-hjkmnp-tv-z]{26}`
 
 var (
 	smallText = regexp.MustCompile(`^(` + typeID + `|[0-9a-f]{64}|[a-z_]{0,24}|SendAttempt|[0-9]{1,9})$`)
-	aSummary  = regexp.MustCompile(`^(event ` + typeID + ` to ` + typeID + `|grows [a-z0-9.:-]+/log/` + typeID + `|until attempt [0-9]+)$`)
+	aSummary  = regexp.MustCompile(`^(event ` + typeID + ` to ` + typeID + `|grows [a-z0-9.:-]+/log/` + typeID + `|until attempt [0-9]+|[0-9]+ deliveries)$`)
 )
 
 func checkPayload(payload *commonpb.Payload, allowed []any) error {
@@ -130,6 +137,16 @@ func checkStrings(v reflect.Value) error {
 			return checkStrings(reflect.Zero(v.Type().Elem()))
 		}
 		return checkStrings(v.Elem())
+	case reflect.Slice:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			break
+		}
+		for i := range v.Len() {
+			if err := checkStrings(v.Index(i)); err != nil {
+				return err
+			}
+		}
+		return checkStrings(reflect.Zero(v.Type().Elem()))
 	case reflect.Struct:
 		if v.Type() == reflect.TypeFor[time.Time]() {
 			return nil
@@ -188,6 +205,7 @@ func TestWhatPassesThroughTemporalHasNoRoomForPayloads(t *testing.T) {
 		workflows.DeliverInput{}, workflows.DeliverResult{}, workflows.DeliverState{}, workflows.AttestInput{},
 		activities.SendInput{}, activities.SendResult{}, activities.RecordInput{}, activities.Progress{},
 		activities.RequeueInput{}, activities.SealInput{},
+		workflows.BatchInput{}, activities.BatchInput{}, activities.BatchResult{}, []activities.RecordInput{},
 	} {
 		require.NoError(t, checkStrings(reflect.ValueOf(v)))
 	}

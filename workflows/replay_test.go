@@ -3,6 +3,7 @@ package workflows_test
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -66,6 +67,7 @@ func replay(t *testing.T, history *historypb.History, deliver deliverWebhook, at
 	require.NoError(t, err)
 	replayer.RegisterWorkflowWithOptions(deliver, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
 	replayer.RegisterWorkflowWithOptions(attest, workflow.RegisterOptions{Name: workflows.AttestLogName})
+	replayer.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
 	return seen, replayer.ReplayWorkflowHistory(quiet, history)
 }
 
@@ -85,7 +87,8 @@ func TestSavedHistoriesReplay(t *testing.T) {
 			requireSameResult(t, history, seen)
 		})
 	}
-	require.Equal(t, map[string]bool{workflows.DeliverWebhookName: true, workflows.AttestLogName: true}, names, "each workflow has a history")
+	require.Equal(t, map[string]bool{workflows.DeliverWebhookName: true, workflows.DeliverBatchName: true, workflows.AttestLogName: true}, names,
+		"each workflow has a history")
 }
 
 // requireSameResult compares the results, which the SDK doesn't.
@@ -95,10 +98,10 @@ func requireSameResult(t *testing.T, history *historypb.History, seen *spy) {
 	if last.EventType != enums.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED {
 		return
 	}
-	var result workflows.DeliverResult
 	payloads := last.GetWorkflowExecutionCompletedEventAttributes().GetResult()
-	require.NoError(t, converter.GetDefaultDataConverter().FromPayloads(payloads, &result))
-	require.Equal(t, result, seen.result)
+	result := reflect.New(reflect.TypeOf(seen.result))
+	require.NoError(t, converter.GetDefaultDataConverter().FromPayloads(payloads, result.Interface()))
+	require.Equal(t, result.Elem().Interface(), seen.result)
 }
 
 // nondeterministic is the SDK's name for a replay that makes other commands than the history holds.
