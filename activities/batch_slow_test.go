@@ -1,6 +1,7 @@
 package activities_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -127,6 +128,32 @@ func TestBatchPutsBackWhatHadNoPlaceWhileOthersHang(t *testing.T) {
 	<-s.ended
 	require.NoError(t, s.err)
 	s.requireStallingPutBack(t, b)
+}
+
+// However many destinations hang, a batch has so many requests in flight, and each destination its part of them.
+func TestBatchDividesItsPlacesAmongDestinations(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const each = 128 / 4
+	var destinations []uuid.UUID
+	hung := newHanging(t, false)
+	for i := range 4 {
+		destinations = append(destinations, b.addDestination(t, fmt.Sprintf("%s/%d", hung.URL, i)))
+		b.accept(t, each+5, destinations[i])
+	}
+	b.exec(t, "update destinations set timeout_ms = 120000")
+	in, a, ended, from := b.claimBatch(t, 4*(each+5), destinations...), b.sender(t), make(chan struct{}), time.Now()
+	go func() {
+		defer close(ended)
+		_, _ = sendBatch(t, a, in)
+	}()
+	t.Cleanup(func() { hung.release(); <-ended })
+	eventually(t, func() bool { return time.Since(from) > activities.BatchBudget && len(hung.got()) >= 4*each }, "what has a place is sent")
+	perPath := map[string]int{}
+	for _, got := range hung.got() {
+		perPath[got.URI]++
+	}
+	require.Equal(t, map[string]int{"/0": each, "/1": each, "/2": each, "/3": each}, perPath)
 }
 
 // acceptLarge stores a webhook of 6 MiB, of which a batch holds two at a time.

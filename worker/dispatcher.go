@@ -20,6 +20,9 @@ import (
 const (
 	pollEvery     = 250 * time.Millisecond
 	takeOverEvery = 2 * time.Second
+	// roundPause is the least time between two looks at the queue for which somebody asked: what falls due meanwhile, and
+	// the places that become free, are taken together.
+	roundPause = 10 * time.Millisecond
 	// destinationsAtOnce is how many due destinations one round looks at; the next round goes on after them.
 	destinationsAtOnce = 256
 	// checkClaimsAfter is how long a claim may be unrecorded before the dispatcher looks what became of it, first in
@@ -107,8 +110,17 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		case <-d.wake:
 			if !d.lanes.idle() {
 				d.round(ctx, "claim", d.claim)
+				pause(ctx, roundPause)
 			}
 		}
+	}
+}
+
+// pause waits, unless ctx ends before.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 

@@ -234,6 +234,22 @@ func TestDispatcherDoesNotSlowLaneWorkflow(t *testing.T) {
 	})
 }
 
+// The first delivery of lane batch waits for nobody; those that follow gather.
+func TestDispatcherLetsABatchGather(t *testing.T) {
+	dispatching(t, 50, func(t *testing.T, d *dispatchTest) {
+		for _, claimed := range []int{1, 1, 1} {
+			d.accept(t, 1, postgres.LaneBatch, 0)
+			require.NoError(t, d.claim(t.Context(), d.worker))
+			require.Equal(t, claimed, d.carried(t, postgres.LaneBatch))
+		}
+		pass(gatherFor)
+		require.NoError(t, d.claim(t.Context(), d.worker))
+		d.starts.Wait()
+		require.Equal(t, 3, d.carried(t, postgres.LaneBatch))
+		require.Equal(t, 2, d.starter.count("batch/"))
+	})
+}
+
 // An endpoint of lane batch is carried so from its first delivery on, and changes nothing for the others.
 func TestDispatcherBatchesLaneBatchAlways(t *testing.T) {
 	dispatching(t, 50, func(t *testing.T, d *dispatchTest) {
