@@ -121,7 +121,8 @@ func (b *batch) sendAll(ctx context.Context) error {
 		b.decided.Add(len(rows))
 		bytes := 0
 		for _, row := range rows {
-			b.senders.Go(func() { b.attempt(ctx, row) })
+			to := b.targets[row.DestinationID] // here, because the next load may add others
+			b.senders.Go(func() { b.attempt(ctx, row, to) })
 			bytes += len(row.Payload.Body)
 		}
 		if bytes >= batchBytes/2 {
@@ -182,8 +183,7 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 }
 
 // attempt sends one delivery once there is a place at its destination, and records it.
-func (b *batch) attempt(ctx context.Context, row postgres.BatchRow) {
-	to := b.targets[row.DestinationID]
+func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
 	if !b.mayBegin(ctx, row, to) {
 		return
 	}
@@ -221,7 +221,7 @@ func (b *batch) begin(ctx context.Context, to *batchTarget) bool {
 	case <-ctx.Done():
 		return false
 	}
-	if time.Now().Before(b.until) && b.Alive() {
+	if time.Now().Before(b.until) && ctx.Err() == nil && b.Alive() { // a place may have been free just when all was over
 		return true
 	}
 	<-to.places

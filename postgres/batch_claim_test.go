@@ -78,8 +78,8 @@ func TestClaimDueAfterIsAHint(t *testing.T) {
 	row.Deliveries = append(row.Deliveries, postgres.NewDelivery{ID: id.At(row.EventID), DestinationID: second})
 	_, err := postgres.Accept(t.Context(), b.engine, []*postgres.Acceptance{row})
 	require.NoError(t, err)
-	earlier, late, second1 := row.Deliveries[0].ID, b.accept(t, 1)[0], row.Deliveries[1].ID
-	b.exec(t, "update delivery_queue set due_at = now() - interval '1 hour' where delivery_id = any($1)", []uuid.UUID{earlier, second1})
+	earlier, late, elsewhere := row.Deliveries[0].ID, b.accept(t, 1)[0], row.Deliveries[1].ID
+	b.exec(t, "update delivery_queue set due_at = now() - interval '1 hour' where delivery_id = any($1)", []uuid.UUID{earlier, elsewhere})
 	worker := b.worker(t)
 	claim := func(after []time.Time) (deliveries []uuid.UUID) {
 		claimed, err := postgres.Claim(t.Context(), b.engine, postgres.ClaimRequest{
@@ -90,7 +90,7 @@ func TestClaimDueAfterIsAHint(t *testing.T) {
 	}
 	hint := time.Now().Add(-10 * time.Minute)
 	require.Equal(t, []uuid.UUID{late}, claim([]time.Time{hint, hint}))
-	require.Equal(t, []uuid.UUID{second1}, claim([]time.Time{hint, {}}), "each destination has its own hint")
+	require.Equal(t, []uuid.UUID{elsewhere}, claim([]time.Time{hint, {}}), "each destination has its own hint")
 	require.Equal(t, []uuid.UUID{earlier}, claim(nil))
 }
 
