@@ -13,7 +13,7 @@ import (
 const queueChannel = "kapsel_queue"
 
 // notifyEvery is the least time between two notifications of a process. They are sent on a connection of their own, so that
-// they serialise among themselves and not with the commits of ingest; what bounds them is the work that each makes for
+// they wait for each other and not the commits of ingest for them; what bounds them is the work that each makes for
 // every worker (docs/adr/0011).
 const notifyEvery = 10 * time.Millisecond
 
