@@ -15,6 +15,7 @@ import (
 type Activities struct {
 	DB       *pgxpool.Pool // role kapsel_engine
 	Client   *webhook.Client
+	Loader   *Loader
 	Recorder *Recorder
 	// Alive reports whether this worker's lease still holds; without it nothing may be sent.
 	Alive func() bool

@@ -294,3 +294,16 @@ func requireEnd(t testing.TB, d deliveryRow, leaves []*verify.Leaf) {
 	require.Nil(t, d.DueIn)
 	require.Nil(t, d.CheckIn)
 }
+
+// start counts the start of an attempt, unless that is done, and loads what it needs, as a sender does.
+func (b *testBundle) start(t testing.TB, delivery uuid.UUID, epoch, attempt int, counted bool) error {
+	t.Helper()
+	start := postgres.Start{Delivery: delivery, Epoch: epoch, Attempt: attempt}
+	if !counted {
+		_, err := postgres.CountStart(t.Context(), b.engine, start)
+		require.NoError(t, err)
+	}
+	loaded, err := postgres.Load(t.Context(), b.engine, []postgres.Start{start})
+	require.NoError(t, err)
+	return loaded[0].Err
+}

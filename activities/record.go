@@ -47,6 +47,8 @@ type RecorderConfig struct {
 	OnRecord func(delivery uuid.UUID)
 	// OnLeaves is told after each commit that queued leaves.
 	OnLeaves func()
+	// Busy reports whether many deliveries are under way, each with a workflow of its own. Default: never.
+	Busy func() bool
 	// Observe is told of each commit: rows, time and outcome.
 	Observe func(rows int, took time.Duration, err error)
 }
@@ -69,6 +71,7 @@ func NewRecorder(config RecorderConfig) *Recorder {
 		},
 		Committers: 1,
 		Size:       func(r Recording) int { return 2048 + len(r.Response.Headers) + len(r.Response.Body) },
+		Gather:     gatherWhile(config.Busy),
 		Observe:    config.Observe,
 	})
 	return &Recorder{group: group, onRecord: config.OnRecord}

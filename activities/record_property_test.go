@@ -62,7 +62,7 @@ func (m *model) fence(rt *rapid.T) (epoch, attempt int, right bool) {
 
 func (m *model) start(t *testing.T, rt *rapid.T, b *testBundle) {
 	epoch, attempt, right := m.fence(rt)
-	_, err := postgres.StartAttempt(t.Context(), b.engine, m.id, epoch, attempt, false)
+	err := b.start(t, m.id, epoch, attempt, false)
 	if !right {
 		require.ErrorIs(t, err, postgres.ErrMoved)
 		return

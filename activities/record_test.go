@@ -317,7 +317,7 @@ func TestRecordCountsLostStarts(t *testing.T) {
 	b := setup(t)
 	r := b.recorder(t)
 	start := func(delivery uuid.UUID, epoch, attempt int, counted bool) {
-		_, err := postgres.StartAttempt(t.Context(), b.engine, delivery, epoch, attempt, counted)
+		err := b.start(t, delivery, epoch, attempt, counted)
 		require.NoError(t, err)
 	}
 	deliveries := b.claimed(t, 2)

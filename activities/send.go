@@ -46,8 +46,14 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	if !a.Alive() {
 		return SendResult{}, temporal.NewApplicationError("this worker's lease has lapsed", notSent)
 	}
+	start := postgres.Start{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt}
 	counted := in.Counted && activity.GetInfo(ctx).Attempt <= 1
-	out, err := postgres.StartAttempt(ctx, a.DB, deliveryID, in.Epoch, in.Attempt, counted)
+	if !counted {
+		if counted, err = postgres.CountStart(ctx, a.DB, start); err != nil {
+			return SendResult{}, temporal.NewApplicationErrorWithCause("start attempt", notSent, err)
+		}
+	}
+	out, err := a.Loader.Load(ctx, start)
 	switch {
 	case errors.Is(err, postgres.ErrMoved):
 		return a.alreadyRecorded(ctx, deliveryID, in)
@@ -55,6 +61,8 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 		return SendResult{Held: true, Unused: counted}, nil
 	case err != nil:
 		return SendResult{}, temporal.NewApplicationErrorWithCause("start attempt", notSent, err)
+	case !counted:
+		return SendResult{}, temporal.NewApplicationError("destination was held a moment ago", notSent)
 	}
 	to, err := newTarget(&out.Destination)
 	if err != nil {

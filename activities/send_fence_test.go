@@ -206,13 +206,13 @@ func TestSendCountsLostStarts(t *testing.T) {
 	r := newReceiver(t, says(503, ""))
 	delivery, _ := b.claimedFor(t, r.URL)
 	a, in := b.sender(t), first(delivery)
-	_, err := postgres.StartAttempt(t.Context(), b.engine, delivery, 0, 1, true) // and then it died
+	err := b.start(t, delivery, 0, 1, true) // and then it died
 	require.NoError(t, err)
 	in.Counted = false
 	recorded(t, a, in)
 	in.Attempt = 2
 	for range 2 {
-		_, err = postgres.StartAttempt(t.Context(), b.engine, delivery, 0, 2, false)
+		err = b.start(t, delivery, 0, 2, false)
 		require.NoError(t, err)
 	}
 	recorded(t, a, in)

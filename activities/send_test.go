@@ -83,8 +83,10 @@ func (b *testBundle) sender(t testing.TB) *activities.Activities {
 	t.Helper()
 	client := webhook.NewClient(webhook.ClientConfig{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 	t.Cleanup(client.Close)
+	loader := activities.NewLoader(b.engine, nil)
+	t.Cleanup(loader.Close)
 	return &activities.Activities{
-		DB: b.engine, Client: client, Recorder: b.recorder(t), Alive: func() bool { return true },
+		DB: b.engine, Client: client, Loader: loader, Recorder: b.recorder(t), Alive: func() bool { return true },
 		Latencies: activities.NewLatencies(), Interrupt: make(chan struct{}),
 	}
 }

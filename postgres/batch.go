@@ -101,12 +101,7 @@ func batchRows(ctx context.Context, pool *pgxpool.Pool, claim, after uuid.UUID) 
 // addEvents completes rows by their events, and cuts them off where their bodies have maxBytes together.
 func addEvents(ctx context.Context, pool *pgxpool.Pool, rows []BatchRow, maxBytes int) ([]BatchRow, error) {
 	payloads := make(map[uuid.UUID]*Payload, len(rows))
-	err := readByEvent(ctx, pool, eventsSQL, rows, func(row pgx.CollectableRow) error {
-		p := &Payload{}
-		err := row.Scan(&p.EventID, &p.AcceptedAt, &p.PayloadSize, &p.PayloadHash)
-		payloads[p.EventID] = p
-		return err
-	})
+	err := readByEvent(ctx, pool, eventsSQL, rows, payloads, readEvents)
 	if err != nil {
 		return nil, err
 	}
@@ -122,22 +117,14 @@ func addEvents(ctx context.Context, pool *pgxpool.Pool, rows []BatchRow, maxByte
 		}
 		rows[i].Payload = p
 	}
-	err = readByEvent(ctx, pool, payloadsSQL, rows, func(row pgx.CollectableRow) error {
-		var event uuid.UUID
-		var p Payload
-		if err := row.Scan(&event, &p.Headers, &p.Body, &p.Salt, &p.Secret); err != nil {
-			return err
-		}
-		known := payloads[event]
-		known.Headers, known.Body, known.Salt, known.Secret = p.Headers, p.Body, p.Salt, p.Secret
-		return nil
-	})
+	err = readByEvent(ctx, pool, payloadsSQL, rows, payloads, readPayloads)
 	// What has lost its payload can't be sent; an empty body would be another webhook.
 	return slices.DeleteFunc(rows, func(r BatchRow) bool { return r.Payload.Salt == nil }), err
 }
 
 // readByEvent runs a look-up by the events of rows.
-func readByEvent(ctx context.Context, pool *pgxpool.Pool, sql string, rows []BatchRow, scan func(pgx.CollectableRow) error) error {
+func readByEvent(ctx context.Context, pool *pgxpool.Pool, sql string, rows []BatchRow, payloads map[uuid.UUID]*Payload,
+	read func(pgx.Rows, map[uuid.UUID]*Payload) error) error {
 	ids := make([]uuid.UUID, len(rows))
 	for i, r := range rows {
 		ids[i] = r.EventID
@@ -146,7 +133,33 @@ func readByEvent(ctx context.Context, pool *pgxpool.Pool, sql string, rows []Bat
 	if err != nil {
 		return err
 	}
-	_, err = pgx.CollectRows(found, func(row pgx.CollectableRow) (none struct{}, err error) { return none, scan(row) })
+	return read(found, payloads)
+}
+
+// readEvents reads the rows of eventsSQL.
+func readEvents(rows pgx.Rows, payloads map[uuid.UUID]*Payload) error {
+	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Payload, error) {
+		p := &Payload{}
+		err := row.Scan(&p.EventID, &p.AcceptedAt, &p.PayloadSize, &p.PayloadHash)
+		payloads[p.EventID] = p
+		return p, err
+	})
+	return err
+}
+
+// readPayloads completes payloads by the rows of payloadsSQL.
+func readPayloads(rows pgx.Rows, payloads map[uuid.UUID]*Payload) error {
+	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (none struct{}, err error) {
+		var event uuid.UUID
+		var p Payload
+		if err := row.Scan(&event, &p.Headers, &p.Body, &p.Salt, &p.Secret); err != nil {
+			return none, err
+		}
+		if known := payloads[event]; known != nil {
+			known.Headers, known.Body, known.Salt, known.Secret = p.Headers, p.Body, p.Salt, p.Secret
+		}
+		return none, nil
+	})
 	return err
 }
 
@@ -164,17 +177,22 @@ func LoadDestinations(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID) 
 		return nil, fmt.Errorf("load destinations: %w", err)
 	}
 	found := make(map[uuid.UUID]*Destination, len(ids))
-	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (d Destination, err error) {
+	if err := readDestinations(rows, found); err != nil {
+		return nil, fmt.Errorf("load destinations: %w", err)
+	}
+	return found, nil
+}
+
+// readDestinations reads the rows of destinationsSQL.
+func readDestinations(rows pgx.Rows, found map[uuid.UUID]*Destination) error {
+	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d Destination, err error) {
 		var timeoutMS int
 		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held)
 		d.Timeout = time.Duration(timeoutMS) * time.Millisecond
 		found[d.ID] = &d
 		return d, err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("load destinations: %w", err)
-	}
-	return found, nil
+	return err
 }
 
 // Deferred is a delivery of a batch that wasn't sent: it goes back into the queue and uses up no attempt.

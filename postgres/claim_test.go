@@ -157,31 +157,73 @@ func TestTakeOverOnlyFromTheDead(t *testing.T) {
 	require.Empty(t, taken)
 }
 
-func TestStartAttemptIsFencedAndCounted(t *testing.T) {
+// start counts the start of an attempt, unless that is done, and loads what it needs, as a sender does.
+func (b *testBundle) start(t testing.TB, delivery uuid.UUID, epoch, attempt int, counted bool) (*postgres.Outgoing, error) {
+	t.Helper()
+	start := postgres.Start{Delivery: delivery, Epoch: epoch, Attempt: attempt}
+	if !counted {
+		_, err := postgres.CountStart(t.Context(), b.engine, start)
+		require.NoError(t, err)
+	}
+	loaded, err := postgres.Load(t.Context(), b.engine, []postgres.Start{start})
+	require.NoError(t, err)
+	return &loaded[0].Outgoing, loaded[0].Err
+}
+
+func TestStartsAreFencedAndCounted(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	delivery := b.accept(t, 1)[0]
 	b.claim(t, b.worker(t), 1)
 	lost := func() int { return b.count(t, "select lost_starts from deliveries where id = $1", delivery) }
 
-	out, err := postgres.StartAttempt(t.Context(), b.engine, delivery, 0, 1, true)
+	out, err := b.start(t, delivery, 0, 1, true)
 	require.NoError(t, err)
 	require.Equal(t, "https://example.com/in", out.URL)
 	require.Equal(t, "{}", string(out.Body))
 	require.Equal(t, 5*time.Second, out.Timeout)
 	require.Equal(t, 1, lost(), "the claim has counted it")
-	_, err = postgres.StartAttempt(t.Context(), b.engine, delivery, 0, 1, false)
+	_, err = b.start(t, delivery, 0, 1, false)
 	require.NoError(t, err)
 	require.Equal(t, 2, lost())
 
 	for _, fence := range [][2]int{{1, 1}, {0, 2}, {0, 0}} {
-		_, err = postgres.StartAttempt(t.Context(), b.engine, delivery, fence[0], fence[1], false)
+		_, err = b.start(t, delivery, fence[0], fence[1], false)
 		require.ErrorIs(t, err, postgres.ErrMoved)
 	}
 	b.exec(t, "update destinations set paused_at = now()")
-	_, err = postgres.StartAttempt(t.Context(), b.engine, delivery, 0, 1, false)
+	_, err = b.start(t, delivery, 0, 1, false)
 	require.ErrorIs(t, err, postgres.ErrHeld)
 	require.Equal(t, 2, lost(), "what isn't sent isn't counted")
+}
+
+// Attempts that begin together are loaded together, and each by its own fence.
+func TestLoadsOfOneGroupAreFencedEachOnItsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	deliveries := b.accept(t, 3)
+	b.claim(t, b.worker(t), 3)
+	loaded, err := postgres.Load(t.Context(), b.engine, []postgres.Start{
+		{Delivery: deliveries[0], Attempt: 1},
+		{Delivery: deliveries[1], Epoch: 1, Attempt: 1},
+		{Delivery: deliveries[2], Attempt: 1},
+		{Delivery: deliveries[0], Attempt: 2},
+		{Delivery: deliveries[0], Attempt: 1},
+		{Delivery: id.New(), Attempt: 1},
+	})
+	require.NoError(t, err)
+	for i, right := range []bool{true, false, true, false, true, false} {
+		if !right {
+			require.ErrorIs(t, loaded[i].Err, postgres.ErrMoved, i)
+			require.Empty(t, loaded[i].Body, i)
+			continue
+		}
+		require.NoError(t, loaded[i].Err, i)
+		require.Equal(t, "{}", string(loaded[i].Body), i)
+		require.Equal(t, "https://example.com/in", loaded[i].URL, i)
+	}
+	require.Equal(t, loaded[0].EventID, loaded[4].EventID)
+	require.NotEqual(t, loaded[0].EventID, loaded[2].EventID)
 }
 
 func TestRequeueFencesTheOldCarrierOff(t *testing.T) {
@@ -192,7 +234,7 @@ func TestRequeueFencesTheOldCarrierOff(t *testing.T) {
 	moved, err := postgres.Requeue(t.Context(), b.engine, delivery, 0, 1, 0, 0)
 	require.NoError(t, err)
 	require.True(t, moved)
-	_, err = postgres.StartAttempt(t.Context(), b.engine, delivery, 0, 1, false)
+	_, err = b.start(t, delivery, 0, 1, false)
 	require.ErrorIs(t, err, postgres.ErrMoved)
 	moved, err = postgres.Requeue(t.Context(), b.engine, delivery, 0, 1, 0, 0)
 	require.NoError(t, err)

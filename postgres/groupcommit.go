@@ -29,6 +29,9 @@ type GroupConfig[Row, Result any] struct {
 	Committers int
 	// MaxWaitingBytes bounds what waits and is being committed; beyond it Do returns ErrOverloaded. Default: 128 MiB.
 	MaxWaitingBytes int
+	// Gather, if set, says how long rows shall gather before a commit: under load, where a commit of its own for each row
+	// costs more than the wait.
+	Gather func() time.Duration
 	// Timeout bounds one commit. Default: 10 s.
 	Timeout time.Duration
 	// Observe, if set, is told of each commit: rows, seconds and outcome.
@@ -54,7 +57,7 @@ func setDefault[T int | time.Duration](field *T, value T) {
 }
 
 // Group lets many callers share one commit. Whoever calls Do gets its row's result only after the commit that holds the
-// row. There is no timer: while one commit is under way the next rows gather, so that groups grow with the load and a
+// row. While one commit is under way the next rows gather, so that groups grow with the load and, unless Gather says so, a
 // lone caller waits for nobody.
 type Group[Row, Result any] struct {
 	config GroupConfig[Row, Result]
@@ -85,8 +88,8 @@ func NewGroup[Row, Result any](config GroupConfig[Row, Result]) *Group[Row, Resu
 	g.wake = sync.NewCond(&g.mu)
 	for range config.Committers {
 		g.done.Add(2)
-		go g.run(g.takeSmall)
-		go g.run(g.takeLarge)
+		go g.run(g.takeSmall, config.Gather)
+		go g.run(g.takeLarge, nil)
 	}
 	return g
 }
@@ -136,15 +139,31 @@ func (g *Group[Row, Result]) Close() {
 	g.done.Wait()
 }
 
-func (g *Group[Row, Result]) run(take func() []*member[Row, Result]) {
+func (g *Group[Row, Result]) run(take func() []*member[Row, Result], gather func() time.Duration) {
 	defer g.done.Done()
 	for {
+		if gather != nil {
+			g.gather(gather)
+		}
 		members := g.next(take)
 		if members == nil {
 			return
 		}
 		g.commit(members)
 		g.release(members)
+	}
+}
+
+// gather waits for a row, and then for as long as more shall join it.
+func (g *Group[Row, Result]) gather(howLong func() time.Duration) {
+	g.mu.Lock()
+	for len(g.waiting) == 0 && !g.closed {
+		g.wake.Wait()
+	}
+	enough := g.closed || len(g.waiting) >= g.config.MaxRows
+	g.mu.Unlock()
+	if wait := howLong(); !enough && wait > 0 {
+		<-time.After(wait)
 	}
 }
 

@@ -59,6 +59,33 @@ func TestGroupGathersWhileACommitIsUnderWay(t *testing.T) {
 	require.Len(t, c.commits[1], 20)
 }
 
+// Under load rows gather for as long as Gather says, even if no commit is under way; and closing waits for them.
+func TestGroupGathersForAsLongAsItIsTold(t *testing.T) {
+	t.Parallel()
+	c := &recordingCommit{}
+	asked := make(chan struct{}, 10)
+	wait := make(chan time.Duration, 1)
+	g := NewGroup(GroupConfig[int, int]{Commit: c.commit, Size: one, Committers: 1, Gather: func() time.Duration {
+		asked <- struct{}{}
+		return <-wait
+	}})
+	var callers sync.WaitGroup
+	for i := range 20 {
+		callers.Go(func() {
+			result, err := g.Do(t.Context(), i)
+			require.NoError(t, err)
+			require.Equal(t, i, result)
+		})
+	}
+	<-asked // there is a row, and nothing is committed before it is told how long others may join
+	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.waiting) == 20 }, 5*time.Second, time.Millisecond)
+	wait <- time.Millisecond
+	callers.Wait()
+	g.Close()
+	require.Len(t, c.commits, 1)
+	require.Len(t, c.commits[0], 20)
+}
+
 func TestGroupAnswersOnlyAfterTheCommit(t *testing.T) {
 	t.Parallel()
 	c := &recordingCommit{hold: make(chan struct{}), entered: make(chan struct{}, 10)}

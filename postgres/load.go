@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -45,50 +47,115 @@ var ErrMoved = errors.New("delivery has moved on")
 // ErrHeld means that nothing may be sent to the destination now: it is paused, disabled or removed.
 var ErrHeld = errors.New("destination is held")
 
-// startSQL loads what is needed for attempt $3 of delivery $1, fenced by its epoch $2, and counts the start by $4 (0
-// if the claim has counted it): committed before the request is sent, so that a lost one shows.
-const startSQL = `
-with started as (
-    update deliveries d set lost_starts = d.lost_starts + $4
-    from destinations t
-    where d.id = $1 and d.epoch = $2 and d.next_attempt = $3 and d.state = 'pending' and $4 > 0
-      and t.id = d.destination_id and t.paused_at is null and t.disabled_at is null and t.deleted_at is null
-    returning d.id
-)
-select e.id, e.accepted_at, e.body_size, e.payload_hash, p.headers, p.body, p.salt, p.secret, t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
-    array(select s.secret from destination_secrets s
-          where s.destination_id = t.id and (s.expires_at is null or s.expires_at > now()) order by s.id desc),
-    t.paused_at is not null or t.disabled_at is not null or t.deleted_at is not null,
-    $4 = 0 or exists (select from started)
-from deliveries d
-join events e on e.id = d.event_id and e.id between $5 and $6
-join event_payloads p on p.event_id = d.event_id and p.event_id between $5 and $6
-join destinations t on t.id = d.destination_id
-where d.id = $1 and d.epoch = $2 and d.next_attempt = $3 and d.state = 'pending'`
+// Start asks for what one attempt of a delivery needs, for the carrier that holds Epoch.
+type Start struct {
+	Delivery uuid.UUID
+	Epoch    int
+	Attempt  int
+}
 
-// StartAttempt loads what attempt number attempt of a delivery needs, for the carrier that holds epoch. Unless the
-// start was counted already it counts and commits it. ErrMoved and ErrHeld say that nothing may be sent.
-func StartAttempt(ctx context.Context, pool *pgxpool.Pool, delivery uuid.UUID, epoch, attempt int, counted bool) (*Outgoing, error) {
-	raise := 1
-	if counted {
-		raise = 0
+// Loaded answers a Start: Err is ErrMoved or ErrHeld if nothing may be sent.
+type Loaded struct {
+	Outgoing
+	Err error
+}
+
+const fenceSQL = `
+select d.id, d.event_id, d.destination_id, d.epoch, d.next_attempt from deliveries d where d.id = any($1) and d.state = 'pending'`
+
+// Load reads what attempts need, in the order of starts. It counts nothing; see CountStart.
+func Load(ctx context.Context, pool *pgxpool.Pool, starts []Start) ([]Loaded, error) {
+	fences, err := readFences(ctx, pool, starts)
+	if err != nil {
+		return nil, fmt.Errorf("load attempts: %w", err)
 	}
-	var o Outgoing
-	var timeoutMS int
-	var started bool
-	low, high := eventBounds(delivery)
-	err := pool.QueryRow(ctx, startSQL, delivery, epoch, attempt, raise, low, high).Scan(&o.EventID, &o.AcceptedAt, &o.PayloadSize, &o.PayloadHash, &o.Headers,
-		&o.Body, &o.Salt, &o.Secret, &o.ID, &o.URL, &o.SecretPath, &timeoutMS, &o.Schedule, &o.ExtraHeaders, &o.SigningKeys, &o.Held, &started)
+	events, destinations := map[uuid.UUID]*Payload{}, map[uuid.UUID]*Destination{}
+	for _, start := range starts {
+		if f := fences[start.Delivery]; f.holds(start) {
+			events[f.event], destinations[f.destination] = nil, nil
+		}
+	}
+	if len(events) > 0 {
+		if err := readOutgoing(ctx, pool, events, destinations); err != nil {
+			return nil, fmt.Errorf("load attempts: %w", err)
+		}
+	}
+	loaded := make([]Loaded, len(starts))
+	for i, start := range starts {
+		f := fences[start.Delivery]
+		if !f.holds(start) {
+			loaded[i].Err = ErrMoved
+			continue
+		}
+		loaded[i].complete(events[f.event], destinations[f.destination])
+	}
+	return loaded, nil
+}
+
+// complete takes what was read for an attempt.
+func (l *Loaded) complete(p *Payload, d *Destination) {
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return nil, ErrMoved
-	case err != nil:
-		return nil, fmt.Errorf("start attempt: %w", err)
-	case o.Held:
-		return nil, ErrHeld
-	case !started:
-		return nil, ErrMoved
+	case p == nil || p.Salt == nil:
+		l.Err = ErrMoved // its payload is gone: an empty body would be another webhook
+	case d == nil || d.Held:
+		l.Err = ErrHeld
+	default:
+		l.Payload, l.Destination = *p, *d
 	}
-	o.Timeout = time.Duration(timeoutMS) * time.Millisecond
-	return &o, nil
+}
+
+// fence is where a delivery stands, and what it needs.
+type fence struct {
+	event, destination uuid.UUID
+	epoch, attempt     int
+}
+
+func (f *fence) holds(s Start) bool { return f != nil && f.epoch == s.Epoch && f.attempt == s.Attempt }
+
+func readFences(ctx context.Context, pool *pgxpool.Pool, starts []Start) (map[uuid.UUID]*fence, error) {
+	ids := make([]uuid.UUID, len(starts))
+	for i, s := range starts {
+		ids[i] = s.Delivery
+	}
+	rows, err := pool.Query(ctx, fenceSQL, ids)
+	if err != nil {
+		return nil, err
+	}
+	fences := make(map[uuid.UUID]*fence, len(starts))
+	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*fence, error) {
+		var delivery uuid.UUID
+		f := &fence{}
+		err := row.Scan(&delivery, &f.event, &f.destination, &f.epoch, &f.attempt)
+		fences[delivery] = f
+		return f, err
+	})
+	return fences, err
+}
+
+// readOutgoing fills in events and destinations, in one round trip.
+func readOutgoing(ctx context.Context, pool *pgxpool.Pool, events map[uuid.UUID]*Payload, destinations map[uuid.UUID]*Destination) error {
+	eventIDs := slices.Collect(maps.Keys(events))
+	batch := &pgx.Batch{}
+	batch.Queue(eventsSQL, eventIDs).Query(func(rows pgx.Rows) error { return readEvents(rows, events) })
+	batch.Queue(payloadsSQL, eventIDs).Query(func(rows pgx.Rows) error { return readPayloads(rows, events) })
+	batch.Queue(destinationsSQL, slices.Collect(maps.Keys(destinations))).Query(func(rows pgx.Rows) error {
+		return readDestinations(rows, destinations)
+	})
+	return pool.SendBatch(ctx, batch).Close()
+}
+
+const countStartSQL = `
+update deliveries d set lost_starts = d.lost_starts + 1
+from destinations t
+where d.id = $1 and d.epoch = $2 and d.next_attempt = $3 and d.state = 'pending'
+  and t.id = d.destination_id and t.paused_at is null and t.disabled_at is null and t.deleted_at is null`
+
+// CountStart counts a send that no claim has counted, and commits that before anything is sent, so that a lost one
+// shows. It reports false, and counts nothing, if the delivery has moved on or its destination is held.
+func CountStart(ctx context.Context, pool *pgxpool.Pool, s Start) (bool, error) {
+	tag, err := pool.Exec(ctx, countStartSQL, s.Delivery, s.Epoch, s.Attempt)
+	if err != nil {
+		return false, fmt.Errorf("count start of attempt: %w", err)
+	}
+	return tag.RowsAffected() == 1, nil
 }

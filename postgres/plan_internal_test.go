@@ -21,12 +21,12 @@ var partitionOfDay = regexp.MustCompile(`(?:events|event_payloads|deliveries|att
 func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, error)) {
 	delivery := id.New()
 	ids := []uuid.UUID{delivery}
-	first, last := eventBounds(delivery)
 	for name, statement := range map[string]struct {
 		sql  string
 		args []any
 	}{
-		"start":       {startSQL, []any{delivery, 0, 1, 1, first, last}},
+		"count start": {countStartSQL, []any{delivery, 0, 1}},
+		"fence":       {fenceSQL, []any{ids}},
 		"lock":        {lockSQL, []any{ids}},
 		"commitments": {commitmentsSQL, []any{ids}},
 		"update": {updateDeliveriesSQL, []any{ids, []string{"pending"}, []int{0}, []int{1}, []int{0}, []int{0}, [][]byte{nil}, []int64{0},

@@ -2,6 +2,10 @@
 // and sequence, each written by hand where one statement carries many rows, and the look-ups in queries/, which sqlc
 // compiles against the schema into package db.
 //
+// The large tables are partitioned by the day in their UUIDv7 keys. A list of keys (`id = any($1)`), given as a parameter
+// to a plan made for it, lets the planner leave out the partitions of other days; a join does not. So each statement that
+// touches them names the keys, and joins to other values only beside that.
+//
 // A process opens one pool per role (see migrations/00001_roles.sql): Engine for ingest, delivery and sealing, API for
 // management requests, which see one tenant's rows only.
 package postgres

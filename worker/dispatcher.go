@@ -25,6 +25,8 @@ const (
 	roundPause = 10 * time.Millisecond
 	// destinationsAtOnce is how many due destinations one round looks at; the next round goes on after them.
 	destinationsAtOnce = 256
+	// placesAtOnce is the part of its places that a crowded dispatcher lets become free before it claims again.
+	placesAtOnce = 8
 	// checkClaimsAfter is how long a claim may be unrecorded before the dispatcher looks what became of it, first in
 	// Postgres; and askTemporalEvery how often it asks Temporal whether the workflow still runs.
 	checkClaimsAfter = 5 * time.Second
@@ -57,6 +59,7 @@ type Dispatcher struct {
 	batched  int // of inFlight, carried in batches
 	starts   sync.WaitGroup
 	cursor   uuid.UUID // the last destination that was looked at
+	full     bool      // when it was last looked, there was at least as much due as places were free
 }
 
 // flight is a claimed delivery on its way to the record of its next attempt.
@@ -80,7 +83,7 @@ func (d *Dispatcher) Recorded(deliveryID uuid.UUID) {
 	d.mu.Lock()
 	f, was := d.inFlight[deliveryID]
 	delete(d.inFlight, deliveryID)
-	free := was && len(d.inFlight)-d.batched == d.limit-1
+	free := was && len(d.inFlight)-d.batched == d.limit-max(d.limit/placesAtOnce, 1)
 	if was && f.claimed.Lane == postgres.LaneBatch {
 		d.batched--
 		free = d.batched == mostBatched-batchSize
@@ -108,7 +111,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		case <-poll.C:
 			d.round(ctx, "claim", d.claim)
 		case <-d.wake:
-			if !d.lanes.idle() {
+			if !d.lanes.idle() && !d.crowded() {
 				d.round(ctx, "claim", d.claim)
 				pause(ctx, roundPause)
 			}
@@ -194,6 +197,7 @@ func (d *Dispatcher) claimSingles(ctx context.Context, worker uuid.UUID, due []p
 		}
 	}
 	if d.lanes.batches {
+		d.full = false
 		free := d.lanes.affordable(d.free())
 		first, err := d.claimWorkflows(ctx, worker, elastic, free)
 		if err != nil {
@@ -207,6 +211,9 @@ func (d *Dispatcher) claimSingles(ctx context.Context, worker uuid.UUID, due []p
 	n, err := d.claimWorkflows(ctx, worker, due, free)
 	if err != nil {
 		return 0, err
+	}
+	if free > 0 {
+		d.full = n == free
 	}
 	if len(elastic) == 0 {
 		d.lanes.claimedSingles(0, 1) // nothing waits that could be carried otherwise
@@ -284,6 +291,20 @@ func (d *Dispatcher) free() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return max(d.limit-(len(d.inFlight)-d.batched), 0)
+}
+
+// crowded reports whether a look at the queue can wait until more places are free, because there is more to do than there
+// are places: whoever looks at each place that becomes free asks Postgres for each delivery. The next poll looks anyway.
+func (d *Dispatcher) crowded() bool {
+	free := d.free()
+	return d.full && free < d.limit/placesAtOnce
+}
+
+// busy reports whether many deliveries with a workflow of their own are under way.
+func (d *Dispatcher) busy() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.inFlight)-d.batched >= d.limit/4
 }
 
 // freeForBatches is how many more deliveries may be carried in batches.

@@ -67,6 +67,7 @@ type Worker struct {
 	lease      *Lease
 	temporal   client.Client
 	dispatcher *Dispatcher
+	loader     *activities.Loader
 	recorder   *activities.Recorder
 	client     *webhook.Client
 	sealing    *activities.Sealing
@@ -129,8 +130,9 @@ func (w *Worker) build() {
 		DB: c.Engine, KeyDir: c.KeyDir, HighWaterDir: c.HighWaterDir, Log: c.Log,
 	})
 	w.recorder = activities.NewRecorder(activities.RecorderConfig{
-		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke,
+		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke, Busy: w.dispatcher.busy,
 	})
+	w.loader = activities.NewLoader(c.Engine, w.dispatcher.busy)
 	w.delivery = worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
 		// Every claimed delivery may have a local activity and an ordinary one at the same time.
 		MaxConcurrentLocalActivityExecutionSize: 2 * c.MaxInFlight,
@@ -143,7 +145,7 @@ func (w *Worker) build() {
 	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverWebhook, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
 	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
 	w.delivery.RegisterActivity(&activities.Activities{
-		DB: c.Engine, Client: w.client, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
+		DB: c.Engine, Client: w.client, Loader: w.loader, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
 	})
 	if c.KeyDir == "" {
 		return
@@ -172,6 +174,7 @@ func (w *Worker) serve(ctx context.Context) {
 	drained := time.AfterFunc(drainFor, func() { close(w.interrupt) })
 	w.delivery.Stop()
 	drained.Stop()
+	w.loader.Close()
 	w.recorder.Close()
 	if w.attest != nil {
 		w.attest.Stop()
