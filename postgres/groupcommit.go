@@ -162,7 +162,10 @@ func (g *Group[Row, Result]) gather(howLong func() time.Duration) {
 	}
 	enough := g.closed || len(g.waiting) >= g.config.MaxRows
 	g.mu.Unlock()
-	if wait := howLong(); !enough && wait > 0 {
+	if enough {
+		return
+	}
+	if wait := howLong(); wait > 0 {
 		<-time.After(wait)
 	}
 }
