@@ -150,7 +150,7 @@ func (d *Dispatcher) claim(ctx context.Context, worker uuid.UUID) error {
 		if err != nil {
 			return err
 		}
-		inBatch, err := d.claimBatch(ctx, worker, batched)
+		inBatch, err := d.claimBatch(ctx, worker, batched, wrapped)
 		if err != nil {
 			return err
 		}
@@ -236,10 +236,11 @@ func (d *Dispatcher) claimWorkflows(ctx context.Context, worker uuid.UUID, due [
 	return len(claimed), nil
 }
 
-// claimBatch claims deliveries that are carried together, and starts their batch.
-func (d *Dispatcher) claimBatch(ctx context.Context, worker uuid.UUID, due []postgres.DueDestination) (int, error) {
+// claimBatch claims deliveries that are carried together, and starts their batch. all: due holds the last of the destinations
+// with something due, so that a small batch means that little is.
+func (d *Dispatcher) claimBatch(ctx context.Context, worker uuid.UUID, due []postgres.DueDestination, all bool) (int, error) {
 	if len(due) == 0 {
-		d.lanes.claimedBatch(0)
+		d.lanes.claimedBatch(0, all)
 		return 0, nil
 	}
 	if d.freeForBatches() < batchSize || !d.lanes.mayBatch() {
@@ -251,7 +252,7 @@ func (d *Dispatcher) claimBatch(ctx context.Context, worker uuid.UUID, due []pos
 	if err != nil {
 		return 0, err
 	}
-	d.lanes.claimedBatch(len(claimed))
+	d.lanes.claimedBatch(len(claimed), all)
 	for _, c := range claimed {
 		if c.Lane == postgres.LaneWorkflow {
 			d.lanes.claimedSingles(1, 1)

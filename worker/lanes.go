@@ -95,9 +95,10 @@ func (l *lanes) claimedSingles(n, free int) {
 // mayBatch reports whether it is time for a batch.
 func (l *lanes) mayBatch() bool { return !time.Now().Before(l.gathering) }
 
-// claimedBatch is told the size of each batch.
-func (l *lanes) claimedBatch(n int) {
-	if n > 0 && n < batchSize {
+// claimedBatch is told the size of each batch, and whether more couldn't have been found: only then are deliveries left to
+// gather. Of thousands of destinations with one delivery each a batch holds no more than were looked at.
+func (l *lanes) claimedBatch(n int, all bool) {
+	if n > 0 && n < batchSize && all {
 		l.gathering = time.Now().Add(gatherFor)
 	}
 	switch {

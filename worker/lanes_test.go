@@ -61,7 +61,7 @@ func TestLanesStaySingleWhilePlacesAreFree(t *testing.T) {
 // smallFor hands the lanes batches of n for so long.
 func smallFor(l *lanes, n int, d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); pass(100 * time.Millisecond) {
-		l.claimedBatch(n)
+		l.claimedBatch(n, true)
 	}
 }
 
@@ -72,10 +72,10 @@ func TestLanesGoBackOnceBatchesWereSmallForSoLong(t *testing.T) {
 			l := inBatches(t)
 			smallFor(l, small, calmAfter)
 			require.Equal(t, 1.0, l.batching(), "not yet")
-			l.claimedBatch(small)
+			l.claimedBatch(small, true)
 			require.Equal(t, 1.0, l.batching(), "not longer than so long")
 			pass(time.Millisecond)
-			l.claimedBatch(small)
+			l.claimedBatch(small, true)
 			require.Zero(t, l.batching())
 			l.claimedSingles(200, 200)
 			require.Zero(t, l.batching(), "it takes a backlog again")
@@ -98,7 +98,7 @@ func TestLanesKeepToBatchesWhileThereIsABacklog(t *testing.T) {
 		l := inBatches(t)
 		for range 20 {
 			smallFor(l, smallBatch-1, calmAfter)
-			l.claimedBatch(smallBatch)
+			l.claimedBatch(smallBatch, true)
 			pass(time.Millisecond)
 		}
 		require.Equal(t, 1.0, l.batching())
@@ -117,7 +117,7 @@ func TestLanesForgetTheCalmBeforeABacklog(t *testing.T) {
 		pass(backlogAfter + time.Millisecond)
 		l.claimedSingles(0, 0)
 		require.Equal(t, 1.0, l.batching())
-		l.claimedBatch(0)
+		l.claimedBatch(0, true)
 		require.Equal(t, 1.0, l.batching())
 	})
 }
@@ -165,17 +165,19 @@ func TestLanesGatherUnlessTheLastBatchWasFull(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			l := &lanes{batches: goneOver}
 			require.True(t, l.mayBatch(), "the first delivery waits for nobody")
-			l.claimedBatch(1)
+			l.claimedBatch(1, true)
 			require.False(t, l.mayBatch())
 			pass(gatherFor - time.Millisecond)
 			require.False(t, l.mayBatch())
 			pass(time.Millisecond)
 			require.True(t, l.mayBatch())
-			l.claimedBatch(batchSize)
+			l.claimedBatch(batchSize, true)
 			require.True(t, l.mayBatch(), "more waits")
-			l.claimedBatch(0)
+			l.claimedBatch(0, true)
 			require.True(t, l.mayBatch(), "what comes next waits for nobody")
-			l.claimedBatch(batchSize - 1)
+			l.claimedBatch(256, false)
+			require.True(t, l.mayBatch(), "more destinations wait that weren't looked at")
+			l.claimedBatch(batchSize-1, true)
 			require.False(t, l.mayBatch())
 		})
 	}
@@ -213,7 +215,7 @@ func TestLanesAreIdleWhileABatchGathers(t *testing.T) {
 		look := func(due ...postgres.DueDestination) { l.split(due, func(uuid.UUID) bool { return false }) }
 		look(batch)
 		require.False(t, l.idle(), "it is time for a batch")
-		l.claimedBatch(1)
+		l.claimedBatch(1, true)
 		require.True(t, l.idle())
 		look(batch, workflow)
 		require.False(t, l.idle())
