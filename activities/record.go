@@ -47,6 +47,8 @@ type RecorderConfig struct {
 	OnRecord func(delivery uuid.UUID)
 	// OnLeaves is told after each commit that queued leaves.
 	OnLeaves func()
+	// OnTurn is told after each commit that may have put the next delivery of a line into the queue.
+	OnTurn func()
 	// Busy reports whether many deliveries are under way, each with a workflow of its own. Default: never.
 	Busy func() bool
 	// Observe is told of each commit: rows, time and outcome.
@@ -63,9 +65,12 @@ type recorded struct {
 func NewRecorder(config RecorderConfig) *Recorder {
 	group := postgres.NewGroup(postgres.GroupConfig[Recording, recorded]{
 		Commit: func(ctx context.Context, rows []Recording) ([]recorded, error) {
-			results, err := commitRecordings(ctx, config.DB, rows)
+			results, turns, err := commitRecordings(ctx, config.DB, rows)
 			if err == nil && config.OnLeaves != nil {
 				config.OnLeaves()
+			}
+			if err == nil && turns && config.OnTurn != nil {
+				config.OnTurn()
 			}
 			return results, err
 		},
@@ -112,16 +117,16 @@ func (a *Activities) RecordAttempt(ctx context.Context, in RecordInput) (Progres
 	return a.Recorder.Record(ctx, Recording{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt, Outcome: in.Outcome})
 }
 
-// commitRecordings is one transaction over the deliveries of rows.
-func commitRecordings(ctx context.Context, db *pgxpool.Pool, rows []Recording) ([]recorded, error) {
+// commitRecordings is one transaction over the deliveries of rows. turns is whether it passed on the turn of any.
+func commitRecordings(ctx context.Context, db *pgxpool.Pool, rows []Recording) (results []recorded, turns bool, err error) {
 	ids := make([]uuid.UUID, 0, len(rows))
 	known := make(map[uuid.UUID]*postgres.Commitment, len(rows))
 	for _, r := range rows {
 		ids = append(ids, r.Delivery)
 		known[r.Delivery] = r.Commitment
 	}
-	results := make([]recorded, len(rows))
-	err := postgres.Record(ctx, db, ids, known, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
+	results = make([]recorded, len(rows))
+	err = postgres.Record(ctx, db, ids, known, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
 		var changes []postgres.Change
 		for i, r := range rows {
 			d := locked[r.Delivery]
@@ -137,15 +142,16 @@ func commitRecordings(ctx context.Context, db *pgxpool.Pool, rows []Recording) (
 					continue
 				}
 				changes = append(changes, change)
+				turns = turns || change.PassesTurn()
 				results[i] = recorded{progress: Progress{State: d.State, Delay: change.Delay, Moved: change.Park}}
 			}
 		}
 		return changes, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("record %d attempts: %w", len(rows), err)
+		return nil, false, fmt.Errorf("record %d attempts: %w", len(rows), err)
 	}
-	return results, nil
+	return results, turns, nil
 }
 
 // fits is the fence: the delivery waits for exactly this attempt, by this carrier.

@@ -121,6 +121,11 @@ func newAcceptance(e *endpoint, r *http.Request, body []byte) *postgres.Acceptan
 		Salt:        salt,
 		Secret:      attestation.NewSecret(),
 	}
+	if e.ordering != nil {
+		if key, ok := e.ordering.Key(r.Header, body); ok {
+			row.OrderKey = key[:]
+		}
+	}
 	for _, destination := range e.destinations {
 		row.Deliveries = append(row.Deliveries, postgres.NewDelivery{ID: id.At(event), DestinationID: destination})
 	}

@@ -23,10 +23,11 @@ import (
 // maxManagementBody bounds the JSON of management requests.
 const maxManagementBody = 1 << 20
 
-// bodies are the types of the JSON bodies that routes take. A POST route that isn't named here takes none.
+// bodies are the types of the JSON bodies that routes take; nil: none.
 var bodies = map[string]reflect.Type{
 	"/api/v1/endpoints":                           reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
 	"/api/v1/endpoints/:endpoint_id/destinations": reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
+	"/api/v1/deliveries/:delivery_id/release":     nil,
 }
 
 // checkBody reads a request's JSON before the generated code does and refuses what encoding/json would silently mend.
@@ -42,6 +43,12 @@ func (s *Server) checkBody(c *gin.Context) {
 	of, ok := bodies[c.FullPath()]
 	if !ok {
 		s.fail(c, fmt.Errorf("route %s has no type of body", c.FullPath()))
+		return
+	}
+	if of == nil {
+		if len(body) > 0 {
+			s.fail(c, malformed("The request has a body. Send it without one."))
+		}
 		return
 	}
 	if err := checkJSON(body, of); err != nil {

@@ -21,6 +21,7 @@ type endpoint struct {
 	id, tenant, log uuid.UUID
 	source          webhook.Source
 	duplicates      webhook.DuplicatePolicy
+	ordering        *webhook.OrderPolicy // nil: deliveries wait for nobody
 	secrets         [][]byte
 	destinations    []uuid.UUID
 }
@@ -71,6 +72,11 @@ func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, erro
 	}
 	if err := json.Unmarshal(row.Duplicates, &e.duplicates); err != nil {
 		return nil, fmt.Errorf("read duplicate policy of endpoint %s: %w", id, err)
+	}
+	if row.Ordering != nil {
+		if err := json.Unmarshal(row.Ordering, &e.ordering); err != nil {
+			return nil, fmt.Errorf("read ordering of endpoint %s: %w", id, err)
+		}
 	}
 	return e, nil
 }

@@ -64,7 +64,7 @@ func (s *Server) CreateEndpoint(ctx context.Context, request openapi.CreateEndpo
 	s.endpoints.forget(e.row.ID)
 	answer, err := s.endpointAnswer(endpointRow{
 		ID: e.row.ID, Name: e.row.Name, Verification: e.row.Verification, Duplicates: e.row.Duplicates, Lane: e.row.Lane,
-		CreatedAt: created, SecretCount: int64(len(e.secrets)),
+		Ordering: e.row.Ordering, CreatedAt: created, SecretCount: int64(len(e.secrets)),
 	})
 	if err != nil {
 		return nil, err
@@ -105,6 +105,9 @@ func (s *Server) parseEndpoint(body *openapi.NewEndpoint) (*newEndpoint, error) 
 		e.row.Lane = string(*body.Lane)
 	}
 	var err error
+	if e.row.Ordering, err = parseOrdering(body.Ordering); err != nil {
+		return nil, err
+	}
 	if e.row.Verification, err = json.Marshal(source); err != nil {
 		return nil, fmt.Errorf("write verification: %w", err)
 	}
@@ -253,6 +256,11 @@ func (s *Server) endpointAnswer(row endpointRow) (openapi.Endpoint, error) {
 	answer.Duplicates = openapi.Duplicates{Source: &source, WindowSeconds: &window}
 	if policy.Header != "" {
 		answer.Duplicates.Header = &policy.Header
+	}
+	if row.Ordering != nil {
+		if err := json.Unmarshal(row.Ordering, &answer.Ordering); err != nil {
+			return answer, fmt.Errorf("read ordering of %s: %w", name, err)
+		}
 	}
 	return answer, nil
 }

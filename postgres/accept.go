@@ -27,6 +27,7 @@ type Acceptance struct {
 	Secret      []byte // 32 random bytes
 	Deliveries  []NewDelivery
 	Duplicate   *DuplicateKey // nil: never a duplicate
+	OrderKey    []byte        // 32 bytes: its deliveries wait for those with the same key; nil: they wait for nobody
 }
 
 // NewDelivery is one event's way to one destination.
@@ -80,13 +81,13 @@ func acceptOnce(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]
 }
 
 func acceptIn(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Accepted, error) {
-	if !slices.ContainsFunc(rows, func(r *Acceptance) bool { return r.Duplicate != nil }) {
+	if !slices.ContainsFunc(rows, func(r *Acceptance) bool { return r.Duplicate != nil || r.OrderKey != nil }) {
 		accepted := make([]Accepted, len(rows))
 		for i, r := range rows {
 			accepted[i] = Accepted{EventID: r.EventID}
 		}
 		// Statements that are sent together outside of a transaction block are one transaction: one round trip in all.
-		return accepted, pool.SendBatch(ctx, eventsBatch(rows)).Close()
+		return accepted, pool.SendBatch(ctx, eventsBatch(rows, nil)).Close()
 	}
 	var accepted []Accepted
 	return accepted, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
@@ -103,7 +104,11 @@ func acceptIn(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Ac
 		if len(fresh) == 0 {
 			return nil
 		}
-		return tx.SendBatch(ctx, eventsBatch(fresh)).Close()
+		turns, err := takeTurns(ctx, tx, fresh)
+		if err != nil {
+			return err
+		}
+		return tx.SendBatch(ctx, eventsBatch(fresh, turns)).Close()
 	})
 }
 
@@ -115,20 +120,20 @@ select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], 
 insert into event_payloads (event_id, tenant_id, headers, body, salt, secret)
 select * from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[])`
 	insertDeliveriesSQL = `
-insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id)
-select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[])`
+insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id, order_key, order_seq)
+select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bytea[], $8::bigint[])`
 	insertQueueSQL = `
 insert into delivery_queue (delivery_id, destination_id, tenant_id) select * from unnest($1::uuid[], $2::uuid[], $3::uuid[])`
 )
 
-// eventsBatch writes what was accepted: four statements, whatever the number of rows.
-func eventsBatch(rows []*Acceptance) *pgx.Batch {
+// eventsBatch writes what was accepted: four statements, whatever the number of rows, and one for deliveries that have turns.
+func eventsBatch(rows []*Acceptance, turns map[uuid.UUID]turn) *pgx.Batch {
 	n := len(rows)
 	events, tenants, endpoints := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
 	contentTypes, sizes := make([]string, n), make([]int, n)
 	hashes, keys, headers := make([][]byte, n), make([][]byte, n), make([][]byte, n)
 	bodies, salts, secrets := make([][]byte, n), make([][]byte, n), make([][]byte, n)
-	var d deliveryColumns
+	d := deliveryColumns{turns: turns}
 	for i, r := range rows {
 		events[i], tenants[i], endpoints[i] = r.EventID, r.TenantID, r.EndpointID
 		contentTypes[i], sizes[i], hashes[i] = r.ContentType, len(r.Body), r.PayloadHash
@@ -142,20 +147,56 @@ func eventsBatch(rows []*Acceptance) *pgx.Batch {
 	batch.Queue(insertEventsSQL, events, tenants, endpoints, contentTypes, sizes, hashes, keys)
 	batch.Queue(insertPayloadsSQL, events, tenants, headers, bodies, salts, secrets)
 	if len(d.ids) > 0 {
-		batch.Queue(insertDeliveriesSQL, d.ids, d.events, d.tenants, d.endpoints, d.destinations, d.logs)
-		batch.Queue(insertQueueSQL, d.ids, d.destinations, d.tenants)
+		batch.Queue(insertDeliveriesSQL, d.ids, d.events, d.tenants, d.endpoints, d.destinations, d.logs, d.orderKeys, d.orderSeqs)
+	}
+	if len(d.ordered.ids) > 0 {
+		batch.Queue(insertOrderedSQL, d.ordered.destinations, d.ordered.keys, d.ordered.seqs, d.ordered.ids, d.ordered.tenants)
+	}
+	if len(d.queue.ids) > 0 {
+		batch.Queue(insertQueueSQL, d.queue.ids, d.queue.destinations, d.queue.tenants)
 	}
 	return batch
 }
 
 // deliveryColumns are the columns of new deliveries.
-type deliveryColumns struct{ ids, events, tenants, endpoints, destinations, logs []uuid.UUID }
+type deliveryColumns struct {
+	ids, events, tenants, endpoints, destinations, logs []uuid.UUID
+	orderKeys                                           [][]byte
+	orderSeqs                                           []*int64
+
+	turns   map[uuid.UUID]turn
+	ordered lineColumns
+	queue   lineColumns
+}
+
+// lineColumns are the columns of rows in the queue, or in lines.
+type lineColumns struct {
+	ids, destinations, tenants []uuid.UUID
+	keys                       [][]byte
+	seqs                       []int64
+}
+
+func (c *lineColumns) add(d NewDelivery, tenant uuid.UUID, key []byte, seq int64) {
+	c.ids, c.destinations, c.tenants = append(c.ids, d.ID), append(c.destinations, d.DestinationID), append(c.tenants, tenant)
+	c.keys, c.seqs = append(c.keys, key), append(c.seqs, seq)
+}
 
 func (c *deliveryColumns) add(r *Acceptance) {
 	for _, d := range r.Deliveries {
 		c.ids, c.events, c.tenants = append(c.ids, d.ID), append(c.events, r.EventID), append(c.tenants, r.TenantID)
 		c.endpoints, c.destinations = append(c.endpoints, r.EndpointID), append(c.destinations, d.DestinationID)
 		c.logs = append(c.logs, r.LogID)
+		t, ordered := c.turns[d.ID]
+		if !ordered {
+			c.orderKeys, c.orderSeqs = append(c.orderKeys, nil), append(c.orderSeqs, nil)
+			c.queue.add(d, r.TenantID, nil, 0)
+			continue
+		}
+		c.orderKeys, c.orderSeqs = append(c.orderKeys, r.OrderKey), append(c.orderSeqs, &t.seq)
+		c.ordered.add(d, r.TenantID, r.OrderKey, t.seq)
+		if t.first {
+			c.queue.add(d, r.TenantID, nil, 0)
+		}
 	}
 }
 

@@ -30,6 +30,8 @@ type Delivery struct {
 	Leaves        int
 	LastLeafHash  []byte // nil before the first leaf
 	DueIn         time.Duration
+	Ordered       bool // it has a place in a line
+	DeadBlocks    bool // and if it is dead, those behind it wait
 	Commitment
 }
 
@@ -79,7 +81,9 @@ type Change struct {
 const lockSQL = `
 select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
     (select l.origin from logs l where l.id = d.log_id), d.state, d.epoch, d.next_attempt,
-    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000
+    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000,
+    d.order_key is not null,
+    d.order_key is not null and (select e.ordering ->> 'on_dead' from endpoints e where e.id = d.endpoint_id) is not distinct from 'block'
 from deliveries d
 where d.id = any($1)
 order by d.id
@@ -123,7 +127,7 @@ func beginAndLock(ctx context.Context, conn *pgxpool.Conn, ids []uuid.UUID) (map
 			d := &Delivery{}
 			var dueMS float64
 			err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
-				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS)
+				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS, &d.Ordered, &d.DeadBlocks)
 			d.DueIn = time.Duration(dueMS) * time.Millisecond
 			locked[d.ID] = d
 			return d, err
@@ -225,6 +229,7 @@ func writeAndCommit(ctx context.Context, conn *pgxpool.Conn, changes []Change) e
 	batch := &pgx.Batch{}
 	queueAttempts(batch, changes)
 	queueDeliveries(batch, changes)
+	queueTurns(batch, changes)
 	queueDisabled(batch, changes)
 	batch.Queue("commit")
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {

@@ -143,9 +143,15 @@ func idempotencyKey(headers http.Header) (key string, present bool, err error) {
 	return key, present, nil
 }
 
-// keyHash hashes kind, name and values, each after its length, so that no two different inputs give the same bytes.
+// keyHash is the hash of a duplicate key.
 func keyHash(kind, name string, values ...string) [sha256.Size]byte {
-	in := []byte("kapsel.io/duplicate-key/v1\x00")
+	return hashOf("duplicate-key", kind, name, values...)
+}
+
+// hashOf hashes what a key is for, kind, name and values, each after its length, so that no two different inputs give the
+// same bytes.
+func hashOf(purpose, kind, name string, values ...string) [sha256.Size]byte {
+	in := []byte("kapsel.io/" + purpose + "/v1\x00")
 	for _, part := range append([]string{kind, name}, values...) {
 		in = binary.BigEndian.AppendUint64(in, uint64(len(part)))
 		in = append(in, part...)

@@ -58,6 +58,8 @@ const (
 	// maintainEvery is how often partitions are made ahead and missing AttestLog workflows are started.
 	maintainEvery   = time.Minute
 	partitionsEvery = time.Hour
+	// lineForgottenAfter is how long nobody must have waited in a line before its numbers are forgotten.
+	lineForgottenAfter = 7 * 24 * time.Hour
 )
 
 // Worker carries deliveries and grows logs.
@@ -130,7 +132,8 @@ func (w *Worker) build() {
 		DB: c.Engine, KeyDir: c.KeyDir, HighWaterDir: c.HighWaterDir, Log: c.Log,
 	})
 	w.recorder = activities.NewRecorder(activities.RecorderConfig{
-		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke, Busy: w.dispatcher.busy,
+		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke, OnTurn: w.dispatcher.Wake,
+		Busy: w.dispatcher.busy,
 	})
 	w.loader = activities.NewLoader(c.Engine, w.dispatcher.busy)
 	w.delivery = worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
@@ -213,6 +216,9 @@ func (w *Worker) maintain(ctx context.Context) {
 				w.config.Log.Error("partitions not made", zap.Error(err))
 			} else {
 				partitioned = time.Now()
+			}
+			if _, err := postgres.ForgetLines(ctx, w.config.Engine, lineForgottenAfter); err != nil && ctx.Err() == nil {
+				w.config.Log.Warn("idle lines not removed", zap.Error(err))
 			}
 		}
 		if err := w.ensureAttestLogs(ctx); err != nil && ctx.Err() == nil {

@@ -116,6 +116,45 @@ func (e NewEndpointLane) Valid() bool {
 	}
 }
 
+// Defines values for OrderingOnDead.
+const (
+	Block OrderingOnDead = "block"
+	Skip  OrderingOnDead = "skip"
+)
+
+// Valid indicates whether the value is a known member of the OrderingOnDead enum.
+func (e OrderingOnDead) Valid() bool {
+	switch e {
+	case Block:
+		return true
+	case Skip:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OrderingSource.
+const (
+	OrderingSourceEndpoint OrderingSource = "endpoint"
+	OrderingSourceHeader   OrderingSource = "header"
+	OrderingSourceJsonpath OrderingSource = "jsonpath"
+)
+
+// Valid indicates whether the value is a known member of the OrderingSource enum.
+func (e OrderingSource) Valid() bool {
+	switch e {
+	case OrderingSourceEndpoint:
+		return true
+	case OrderingSourceHeader:
+		return true
+	case OrderingSourceJsonpath:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PendingStatus.
 const (
 	PendingStatusPending PendingStatus = "pending"
@@ -231,6 +270,9 @@ type Delivery struct {
 	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
 	Lane *string `json:"lane,omitempty"`
 
+	// OrderSeq Its place among the deliveries of its key to this destination, if the endpoint keeps an order: it waits until those before it are over.
+	OrderSeq *int64 `json:"order_seq,omitempty"`
+
 	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
 	State string `json:"state"`
 }
@@ -286,6 +328,12 @@ type Endpoint struct {
 	IngestURL string `json:"ingest_url"`
 	Lane      string `json:"lane"`
 	Name      string `json:"name"`
+
+	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
+	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
+	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
+	// request, is outside of the order.
+	Ordering *Ordering `json:"ordering,omitempty"`
 
 	// SecretCount How many secrets are valid now.
 	SecretCount int `json:"secret_count"`
@@ -444,6 +492,12 @@ type NewEndpoint struct {
 	Lane *NewEndpointLane `json:"lane,omitempty"`
 	Name string           `json:"name"`
 
+	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
+	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
+	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
+	// request, is outside of the order.
+	Ordering *Ordering `json:"ordering,omitempty"`
+
 	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for `hmac` and
 	// `github`, any of them may sign; none for `none`. They are never shown again.
 	Secrets *[]string `json:"secrets,omitempty"`
@@ -454,6 +508,34 @@ type NewEndpoint struct {
 
 // NewEndpointLane Whether deliveries are carried each by a workflow of its own or together.
 type NewEndpointLane string
+
+// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
+// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
+// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
+// request, is outside of the order.
+type Ordering struct {
+	// Header For source `header` only, and needed there; not one of the connection, such as Host.
+	Header *string `json:"header,omitempty"`
+
+	// OnDead When a delivery is dead: `skip`: the next of its key goes on without it. `block`: the next ones wait until
+	// somebody releases them (`POST /api/v1/deliveries/{delivery_id}/release`).
+	OnDead OrderingOnDead `json:"on_dead"`
+
+	// Path For source `jsonpath` only, and needed there: a JSONPath (RFC 9535) of names and indexes, such as `$.order.id`.
+	Path *string `json:"path,omitempty"`
+
+	// Source Where the key is. `header`: the value of a named header. `jsonpath`: a string, number or boolean in the JSON
+	// body. `endpoint`: there is none, all webhooks of the endpoint have one order.
+	Source OrderingSource `json:"source"`
+}
+
+// OrderingOnDead When a delivery is dead: `skip`: the next of its key goes on without it. `block`: the next ones wait until
+// somebody releases them (`POST /api/v1/deliveries/{delivery_id}/release`).
+type OrderingOnDead string
+
+// OrderingSource Where the key is. `header`: the value of a named header. `jsonpath`: a string, number or boolean in the JSON
+// body. `endpoint`: there is none, all webhooks of the endpoint have one order.
+type OrderingSource string
 
 // Pending defines model for Pending.
 type Pending struct {
@@ -547,6 +629,9 @@ type AttemptID = string
 
 // Cursor defines model for Cursor.
 type Cursor = string
+
+// DeliveryID Example: dlv_01h455vb4pex5vsknk084sn02q
+type DeliveryID = string
 
 // EndpointID Example: ep_01h455vb4pex5vsknk084sn02q
 type EndpointID = string
@@ -741,6 +826,14 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/attestation/sth (the `GetTreeHead` operationId).
 	GetTreeHead(ctx context.Context, params *GetTreeHeadParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ReleaseDelivery Let the deliveries behind a dead one go on
+	//
+	// For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
+	// one are sent, in their order. The dead one stays dead.
+	//
+	// Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
+	ReleaseDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListEndpoints List endpoints, newest first
 	//
 	// Corresponds with GET /api/v1/endpoints (the `ListEndpoints` operationId).
@@ -915,6 +1008,24 @@ func (c *Client) GetProof(ctx context.Context, attemptID AttemptID, params *GetP
 // Corresponds with GET /api/v1/attestation/sth (the `GetTreeHead` operationId).
 func (c *Client) GetTreeHead(ctx context.Context, params *GetTreeHeadParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetTreeHeadRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReleaseDelivery Let the deliveries behind a dead one go on
+//
+// For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
+// one are sent, in their order. The dead one stays dead.
+//
+// Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
+func (c *Client) ReleaseDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReleaseDeliveryRequest(c.Server, deliveryID)
 	if err != nil {
 		return nil, err
 	}
@@ -1468,6 +1579,40 @@ func NewGetTreeHeadRequest(server string, params *GetTreeHeadParams) (*http.Requ
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewReleaseDeliveryRequest constructs an http.Request for the ReleaseDelivery method
+func NewReleaseDeliveryRequest(server string, deliveryID DeliveryID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "delivery_id", deliveryID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/deliveries/%s/release", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -2029,6 +2174,16 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/attestation/sth (the `GetTreeHead` operationId).
 	GetTreeHeadWithResponse(ctx context.Context, params *GetTreeHeadParams, reqEditors ...RequestEditorFn) (*GetTreeHeadResponse, error)
 
+	// ReleaseDeliveryWithResponse Let the deliveries behind a dead one go on
+	//
+	// For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
+	// one are sent, in their order. The dead one stays dead.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
+	ReleaseDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*ReleaseDeliveryResponse, error)
+
 	// ListEndpointsWithResponse List endpoints, newest first
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -2581,6 +2736,82 @@ func (r GetTreeHeadResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetTreeHeadResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ReleaseDeliveryResponse503Headers the declared response headers of an HTTP 503 response for ReleaseDelivery
+type ReleaseDeliveryResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ReleaseDeliveryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ReleaseDeliveryResponse503Headers
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ReleaseDeliveryResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ReleaseDeliveryResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r ReleaseDeliveryResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ReleaseDeliveryResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ReleaseDeliveryResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ReleaseDeliveryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReleaseDeliveryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReleaseDeliveryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReleaseDeliveryResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -3505,6 +3736,22 @@ func (c *ClientWithResponses) GetTreeHeadWithResponse(ctx context.Context, param
 	return ParseGetTreeHeadResponse(rsp)
 }
 
+// ReleaseDeliveryWithResponse Let the deliveries behind a dead one go on
+//
+// For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
+// one are sent, in their order. The dead one stays dead.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
+func (c *ClientWithResponses) ReleaseDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*ReleaseDeliveryResponse, error) {
+	rsp, err := c.ReleaseDelivery(ctx, deliveryID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReleaseDeliveryResponse(rsp)
+}
+
 // ListEndpointsWithResponse List endpoints, newest first
 //
 // Returns a wrapper object for the known response body format(s).
@@ -4094,6 +4341,76 @@ func ParseGetTreeHeadResponse(rsp *http.Response) (*GetTreeHeadResponse, error) 
 	switch {
 	case rsp.StatusCode == 503:
 		var headers GetTreeHeadResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseReleaseDeliveryResponse parses an HTTP response from a ReleaseDeliveryWithResponse call
+func ParseReleaseDeliveryResponse(rsp *http.Response) (*ReleaseDeliveryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReleaseDeliveryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ReleaseDeliveryResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -116,6 +116,45 @@ func (e NewEndpointLane) Valid() bool {
 	}
 }
 
+// Defines values for OrderingOnDead.
+const (
+	Block OrderingOnDead = "block"
+	Skip  OrderingOnDead = "skip"
+)
+
+// Valid indicates whether the value is a known member of the OrderingOnDead enum.
+func (e OrderingOnDead) Valid() bool {
+	switch e {
+	case Block:
+		return true
+	case Skip:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OrderingSource.
+const (
+	OrderingSourceEndpoint OrderingSource = "endpoint"
+	OrderingSourceHeader   OrderingSource = "header"
+	OrderingSourceJsonpath OrderingSource = "jsonpath"
+)
+
+// Valid indicates whether the value is a known member of the OrderingSource enum.
+func (e OrderingSource) Valid() bool {
+	switch e {
+	case OrderingSourceEndpoint:
+		return true
+	case OrderingSourceHeader:
+		return true
+	case OrderingSourceJsonpath:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PendingStatus.
 const (
 	PendingStatusPending PendingStatus = "pending"
@@ -226,6 +265,9 @@ type Delivery struct {
 	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
 	Lane *string `json:"lane,omitempty"`
 
+	// OrderSeq Its place among the deliveries of its key to this destination, if the endpoint keeps an order: it waits until those before it are over.
+	OrderSeq *int64 `json:"order_seq,omitempty"`
+
 	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
 	State string `json:"state"`
 }
@@ -281,6 +323,12 @@ type Endpoint struct {
 	IngestURL string `json:"ingest_url"`
 	Lane      string `json:"lane"`
 	Name      string `json:"name"`
+
+	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
+	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
+	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
+	// request, is outside of the order.
+	Ordering *Ordering `json:"ordering,omitempty"`
 
 	// SecretCount How many secrets are valid now.
 	SecretCount int `json:"secret_count"`
@@ -439,6 +487,12 @@ type NewEndpoint struct {
 	Lane *NewEndpointLane `json:"lane,omitempty"`
 	Name string           `json:"name"`
 
+	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
+	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
+	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
+	// request, is outside of the order.
+	Ordering *Ordering `json:"ordering,omitempty"`
+
 	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for `hmac` and
 	// `github`, any of them may sign; none for `none`. They are never shown again.
 	Secrets *[]string `json:"secrets,omitempty"`
@@ -449,6 +503,34 @@ type NewEndpoint struct {
 
 // NewEndpointLane Whether deliveries are carried each by a workflow of its own or together.
 type NewEndpointLane string
+
+// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
+// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
+// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
+// request, is outside of the order.
+type Ordering struct {
+	// Header For source `header` only, and needed there; not one of the connection, such as Host.
+	Header *string `json:"header,omitempty"`
+
+	// OnDead When a delivery is dead: `skip`: the next of its key goes on without it. `block`: the next ones wait until
+	// somebody releases them (`POST /api/v1/deliveries/{delivery_id}/release`).
+	OnDead OrderingOnDead `json:"on_dead"`
+
+	// Path For source `jsonpath` only, and needed there: a JSONPath (RFC 9535) of names and indexes, such as `$.order.id`.
+	Path *string `json:"path,omitempty"`
+
+	// Source Where the key is. `header`: the value of a named header. `jsonpath`: a string, number or boolean in the JSON
+	// body. `endpoint`: there is none, all webhooks of the endpoint have one order.
+	Source OrderingSource `json:"source"`
+}
+
+// OrderingOnDead When a delivery is dead: `skip`: the next of its key goes on without it. `block`: the next ones wait until
+// somebody releases them (`POST /api/v1/deliveries/{delivery_id}/release`).
+type OrderingOnDead string
+
+// OrderingSource Where the key is. `header`: the value of a named header. `jsonpath`: a string, number or boolean in the JSON
+// body. `endpoint`: there is none, all webhooks of the endpoint have one order.
+type OrderingSource string
 
 // Pending defines model for Pending.
 type Pending struct {
@@ -542,6 +624,9 @@ type AttemptID = string
 
 // Cursor defines model for Cursor.
 type Cursor = string
+
+// DeliveryID Example: dlv_01h455vb4pex5vsknk084sn02q
+type DeliveryID = string
 
 // EndpointID Example: ep_01h455vb4pex5vsknk084sn02q
 type EndpointID = string
@@ -644,6 +729,9 @@ type ServerInterface interface {
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(c *gin.Context, params GetTreeHeadParams)
+	// ReleaseDelivery Let the deliveries behind a dead one go on
+	// (POST /api/v1/deliveries/{delivery_id}/release)
+	ReleaseDelivery(c *gin.Context, deliveryID DeliveryID)
 	// ListEndpoints List endpoints, newest first
 	// (GET /api/v1/endpoints)
 	ListEndpoints(c *gin.Context, params ListEndpointsParams)
@@ -873,6 +961,31 @@ func (siw *ServerInterfaceWrapper) GetTreeHead(c *gin.Context) {
 	}
 
 	siw.Handler.GetTreeHead(c, params)
+}
+
+// ReleaseDelivery operation middleware
+func (siw *ServerInterfaceWrapper) ReleaseDelivery(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "delivery_id" -------------
+	var deliveryID DeliveryID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "delivery_id", c.Param("delivery_id"), &deliveryID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter delivery_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ReleaseDelivery(c, deliveryID)
 }
 
 // ListEndpoints operation middleware
@@ -1151,6 +1264,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/events", wrapper.ListEvents)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id", wrapper.GetEvent)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id/payload", wrapper.GetPayload)
+	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/release", wrapper.ReleaseDelivery)
 	router.GET(options.BaseURL+"/api/v1/attestation/sth", wrapper.GetTreeHead)
 	router.GET(options.BaseURL+"/api/v1/attestation/proof/:attempt_id", wrapper.GetProof)
 	router.GET(options.BaseURL+"/api/v1/attestation/download-proof/:attempt_id", wrapper.DownloadProof)
@@ -1706,6 +1820,102 @@ type GetTreeHeaddefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetTreeHeaddefaultApplicationProblemPlusJSONResponse) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleaseDeliveryRequestObject struct {
+	DeliveryID DeliveryID `json:"delivery_id"`
+}
+
+type ReleaseDeliveryResponseObject interface {
+	VisitReleaseDeliveryResponse(w http.ResponseWriter) error
+}
+
+type ReleaseDelivery204Response struct {
+}
+
+func (response ReleaseDelivery204Response) VisitReleaseDeliveryResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type ReleaseDelivery401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ReleaseDelivery401ApplicationProblemPlusJSONResponse) VisitReleaseDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleaseDelivery404ApplicationProblemPlusJSONResponse Problem
+
+func (response ReleaseDelivery404ApplicationProblemPlusJSONResponse) VisitReleaseDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleaseDelivery409ApplicationProblemPlusJSONResponse Problem
+
+func (response ReleaseDelivery409ApplicationProblemPlusJSONResponse) VisitReleaseDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleaseDelivery503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ReleaseDelivery503ApplicationProblemPlusJSONResponse) VisitReleaseDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleaseDeliverydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReleaseDeliverydefaultApplicationProblemPlusJSONResponse) VisitReleaseDeliveryResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2587,6 +2797,9 @@ type StrictServerInterface interface {
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(ctx context.Context, request GetTreeHeadRequestObject) (GetTreeHeadResponseObject, error)
+	// ReleaseDelivery Let the deliveries behind a dead one go on
+	// (POST /api/v1/deliveries/{delivery_id}/release)
+	ReleaseDelivery(ctx context.Context, request ReleaseDeliveryRequestObject) (ReleaseDeliveryResponseObject, error)
 	// ListEndpoints List endpoints, newest first
 	// (GET /api/v1/endpoints)
 	ListEndpoints(ctx context.Context, request ListEndpointsRequestObject) (ListEndpointsResponseObject, error)
@@ -2801,6 +3014,32 @@ func (sh *strictHandler) GetTreeHead(ctx *gin.Context, params GetTreeHeadParams)
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetTreeHeadResponseObject); ok {
 		if err := validResponse.VisitGetTreeHeadResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ReleaseDelivery operation middleware
+func (sh *strictHandler) ReleaseDelivery(ctx *gin.Context, deliveryID DeliveryID) {
+	var request ReleaseDeliveryRequestObject
+
+	request.DeliveryID = deliveryID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ReleaseDelivery(ctx, request.(ReleaseDeliveryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReleaseDelivery")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ReleaseDeliveryResponseObject); ok {
+		if err := validResponse.VisitReleaseDeliveryResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

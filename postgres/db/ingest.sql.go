@@ -14,7 +14,7 @@ import (
 
 const endpointForIngest = `-- name: EndpointForIngest :one
 
-select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates,
+select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
     array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[] as destinations
@@ -29,6 +29,7 @@ type EndpointForIngestRow struct {
 	LogID        uuid.UUID
 	Verification json.RawMessage
 	Duplicates   json.RawMessage
+	Ordering     json.RawMessage
 	Secrets      [][]byte
 	Destinations []uuid.UUID
 }
@@ -43,6 +44,7 @@ func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (Endpoint
 		&i.LogID,
 		&i.Verification,
 		&i.Duplicates,
+		&i.Ordering,
 		&i.Secrets,
 		&i.Destinations,
 	)

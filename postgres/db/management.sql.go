@@ -105,7 +105,7 @@ func (q *Queries) CountDestinations(ctx context.Context, endpointID uuid.UUID) (
 }
 
 const deliveriesOf = `-- name: DeliveriesOf :many
-select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at
+select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
 from deliveries d
 where d.event_id = $1 and d.id between $2 and $3
 order by d.id
@@ -119,6 +119,7 @@ type DeliveriesOfRow struct {
 	NextAttempt   int32
 	DueAt         *time.Time
 	FinishedAt    *time.Time
+	OrderSeq      *int64
 }
 
 // The bounds are those of the event's millisecond, which its deliveries carry too: only one partition is read.
@@ -139,6 +140,7 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 			&i.NextAttempt,
 			&i.DueAt,
 			&i.FinishedAt,
+			&i.OrderSeq,
 		); err != nil {
 			return nil, err
 		}
@@ -148,6 +150,17 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 		return nil, err
 	}
 	return items, nil
+}
+
+const deliveryExists = `-- name: DeliveryExists :one
+select d.id from deliveries d where d.id = $1
+`
+
+func (q *Queries) DeliveryExists(ctx context.Context, id uuid.UUID) (uuid.UUID, error) {
+	row := q.db.QueryRow(ctx, deliveryExists, id)
+	var id_2 uuid.UUID
+	err := row.Scan(&id_2)
+	return id_2, err
 }
 
 const destinationsOf = `-- name: DestinationsOf :many
@@ -206,7 +219,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 }
 
 const getEndpoint = `-- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -219,6 +232,7 @@ type GetEndpointRow struct {
 	Verification json.RawMessage
 	Duplicates   json.RawMessage
 	Lane         string
+	Ordering     json.RawMessage
 	CreatedAt    time.Time
 	SecretCount  int64
 }
@@ -232,6 +246,7 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 		&i.Verification,
 		&i.Duplicates,
 		&i.Lane,
+		&i.Ordering,
 		&i.CreatedAt,
 		&i.SecretCount,
 	)
@@ -330,8 +345,8 @@ func (q *Queries) InsertDestinationSecret(ctx context.Context, iD uuid.UUID, des
 }
 
 const insertEndpoint = `-- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane)
-values ($1, $2, $3, $4, $5, $6)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering)
+values ($1, $2, $3, $4, $5, $6, $7)
 returning created_at
 `
 
@@ -342,6 +357,7 @@ type InsertEndpointParams struct {
 	Verification json.RawMessage
 	Duplicates   json.RawMessage
 	Lane         string
+	Ordering     json.RawMessage
 }
 
 func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) (time.Time, error) {
@@ -352,6 +368,7 @@ func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) 
 		arg.Verification,
 		arg.Duplicates,
 		arg.Lane,
+		arg.Ordering,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -373,7 +390,7 @@ func (q *Queries) InsertEndpointSecret(ctx context.Context, iD uuid.UUID, endpoi
 }
 
 const listEndpoints = `-- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -388,6 +405,7 @@ type ListEndpointsRow struct {
 	Verification json.RawMessage
 	Duplicates   json.RawMessage
 	Lane         string
+	Ordering     json.RawMessage
 	CreatedAt    time.Time
 	SecretCount  int64
 }
@@ -407,6 +425,7 @@ func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows i
 			&i.Verification,
 			&i.Duplicates,
 			&i.Lane,
+			&i.Ordering,
 			&i.CreatedAt,
 			&i.SecretCount,
 		); err != nil {

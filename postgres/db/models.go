@@ -171,6 +171,7 @@ type Endpoint struct {
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
 	DeletedAt    *time.Time
+	Ordering     json.RawMessage
 }
 
 type EndpointSecret struct {
@@ -258,6 +259,15 @@ type OrderKey struct {
 	TenantID      uuid.UUID
 	NextSeq       int64
 	HeadSeq       int64
+	UpdatedAt     time.Time
+}
+
+type OrderedDelivery struct {
+	DestinationID uuid.UUID
+	KeyHash       []byte
+	Seq           int64
+	DeliveryID    uuid.UUID
+	TenantID      uuid.UUID
 }
 
 type SignedTreeHead struct {

@@ -1,7 +1,7 @@
 -- Read by role kapsel_engine on the way in.
 
 -- name: EndpointForIngest :one
-select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates,
+select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
     array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[] as destinations

@@ -5,8 +5,8 @@
 select a.key_id::uuid as key_id, a.tenant_id::uuid as tenant_id from authenticate(sqlc.arg(hash)::bytea) a;
 
 -- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane)
-values ($1, $2, $3, $4, $5, $6)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering)
+values ($1, $2, $3, $4, $5, $6, $7)
 returning created_at;
 
 -- name: InsertEndpointSecret :exec
@@ -21,7 +21,7 @@ returning created_at;
 insert into destination_secrets (id, destination_id, tenant_id, secret) values ($1, $2, $3, $4);
 
 -- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -30,7 +30,7 @@ order by e.id desc
 limit sqlc.arg(max_rows);
 
 -- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -74,7 +74,7 @@ select e.id, p.body from events e left join event_payloads p on p.event_id = e.i
 
 -- name: DeliveriesOf :many
 -- The bounds are those of the event's millisecond, which its deliveries carry too: only one partition is read.
-select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at
+select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
 from deliveries d
 where d.event_id = sqlc.arg(event_id) and d.id between sqlc.arg(low) and sqlc.arg(high)
 order by d.id;
@@ -86,3 +86,6 @@ select a.id, a.delivery_id, a.number, a.kind, a.outcome, a.error, a.attempted_at
 from attempts a
 where a.id = any(sqlc.arg(ids)::uuid[]) and a.id between sqlc.arg(low) and sqlc.arg(high)
 order by a.delivery_id, a.number = 0, a.number;
+
+-- name: DeliveryExists :one
+select d.id from deliveries d where d.id = $1;
