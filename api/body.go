@@ -23,15 +23,17 @@ import (
 // maxManagementBody bounds the JSON of management requests.
 const maxManagementBody = 1 << 20
 
-// bodies are the types of the JSON bodies that routes take. A POST route that isn't named here takes none.
+// bodies are the types of the JSON bodies that routes take by POST or PATCH. One that isn't named here takes none.
 var bodies = map[string]reflect.Type{
 	"/api/v1/endpoints":                           reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
+	"/api/v1/endpoints/:endpoint_id":              reflect.TypeFor[openapi.UpdateEndpointJSONRequestBody](),
+	"/api/v1/endpoints/:endpoint_id/secrets":      reflect.TypeFor[openapi.AddSecretJSONRequestBody](),
 	"/api/v1/endpoints/:endpoint_id/destinations": reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
 }
 
 // checkBody reads a request's JSON before the generated code does and refuses what encoding/json would silently mend.
 func (s *Server) checkBody(c *gin.Context) {
-	if c.Request.Method == http.MethodGet {
+	if c.Request.Method == http.MethodGet || c.Request.Method == http.MethodDelete {
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, maxManagementBody))
