@@ -130,9 +130,13 @@ func FuzzRawIngest(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, which uint8, headers, body []byte) {
-		before := b.whole(t)
 		endpoint := endpoints[int(which)%len(endpoints)]
-		a, answered := b.exchange(t, "POST /ingest/"+endpoint+" HTTP/1.1\r\nHost: kapsel\r\nConnection: close\r\n"+string(headers)+"\r\n"+string(body))
+		request := "POST /ingest/" + endpoint + " HTTP/1.1\r\nHost: kapsel\r\nConnection: close\r\n" + string(headers) + "\r\n" + string(body)
+		if !strings.Contains(request, "\n\r\n") && !strings.Contains(request, "\n\n") {
+			return // its headers don't end: net/http waits for the rest, and closes the connection after 10 s
+		}
+		before := b.whole(t)
+		a, answered := b.exchange(t, request)
 		accepted := 0
 		if answered {
 			require.Contains(t, fuzzStatuses, a.status, "%s", a.body)
