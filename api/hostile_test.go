@@ -119,7 +119,7 @@ func TestTheRequestLogRepeatsNothing(t *testing.T) {
 	}
 	problem(t, b.post(t, "/api/v1/endpoints/"+endpoint+"/secrets", `{"secret":"`+planted+`"}`), 422, "invalid-field")
 	require.Equal(t, 201, b.post(t, "/api/v1/endpoints/"+endpoint+"/secrets", `{"secret":"`+planted+planted+planted+`"}`).status)
-	problem(t, b.remove(t, "/api/v1/endpoints/"+endpoint+"/secrets/"+planted), 404, "not-found")
+	problem(t, b.endSecret(t, "/api/v1/endpoints/"+endpoint+"/secrets/"+planted), 404, "not-found")
 
 	lines := logged.FilterMessage("request").All()
 	require.GreaterOrEqual(t, len(lines), 40)

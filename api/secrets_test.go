@@ -18,13 +18,13 @@ const (
 	secondSecret = "the second secret of all"
 )
 
-// patch and remove ask with the tenant's key.
+// patch and endSecret ask with the tenant's key.
 func (b *testBundle) patch(t testing.TB, path, body string) answer {
 	t.Helper()
 	return b.do(t, "PATCH", path, strings.NewReader(body), "Authorization", "Bearer "+b.key, "Content-Type", "application/json")
 }
 
-func (b *testBundle) remove(t testing.TB, path string) answer {
+func (b *testBundle) endSecret(t testing.TB, path string) answer {
 	t.Helper()
 	return b.do(t, "DELETE", path, nil, "Authorization", "Bearer "+b.key)
 }
@@ -67,12 +67,12 @@ func TestRotateASecret(t *testing.T) {
 	require.Equal(t, secrets[0], again[0])
 	require.WithinDuration(t, time.Now().Add(2*time.Hour), *again[1].ExpiresAt, 5*time.Minute)
 
-	require.Equal(t, 204, b.remove(t, path+"/"+secrets[0].ID).status)
+	require.Equal(t, 204, b.endSecret(t, path+"/"+secrets[0].ID).status)
 	require.Equal(t, 401, b.signedBy(t, endpoint, firstSecret))
 	require.Equal(t, 200, b.signedBy(t, endpoint, secondSecret))
-	problem(t, b.remove(t, path+"/"+secrets[0].ID), 404, "not-found")
+	problem(t, b.endSecret(t, path+"/"+secrets[0].ID), 404, "not-found")
 	// The second still counts for two hours; but after them there would be none.
-	problem(t, b.remove(t, path+"/"+third.ID), 409, "last-secret")
+	problem(t, b.endSecret(t, path+"/"+third.ID), 409, "last-secret")
 	read[openapi.Secret](t, b.post(t, path, `{"secret":"the fourth secret of all","expire_others_in_seconds":0}`), 201)
 	require.Equal(t, 401, b.signedBy(t, endpoint, secondSecret))
 	require.Equal(t, 200, b.signedBy(t, endpoint, "the fourth secret of all"))
@@ -121,6 +121,8 @@ func TestSecretsAreChecked(t *testing.T) {
 	require.Contains(t, p.Detail, "whsec_")
 	require.Nil(t, b.secretsOf(t, standard)[0].ExpiresAt, "what was refused changed nothing")
 
+	at := path + "/" + b.secretsOf(t, endpoint)[0].ID
+	problem(t, b.do(t, "DELETE", at, strings.NewReader("{}"), "Authorization", "Bearer "+b.key), 400, "malformed-request")
 	for i := range 9 {
 		read[openapi.Secret](t, b.post(t, path, fmt.Sprintf(`{"secret":"one of many secrets, %d"}`, i)), 201)
 	}
@@ -128,7 +130,7 @@ func TestSecretsAreChecked(t *testing.T) {
 	problem(t, b.post(t, path, `{"secret":"`+secondSecret+`","expire_others_in_seconds":60}`), 409, "limit-reached")
 	require.Nil(t, b.secretsOf(t, endpoint)[0].ExpiresAt, "all or nothing")
 	read[openapi.Secret](t, b.post(t, path, `{"secret":"`+secondSecret+`","expire_others_in_seconds":0}`), 201)
-	problem(t, b.remove(t, path+"/"+b.secretsOf(t, endpoint)[0].ID), 409, "last-secret")
+	problem(t, b.endSecret(t, path+"/"+b.secretsOf(t, endpoint)[0].ID), 409, "last-secret")
 }
 
 // Another tenant's endpoint and secrets are as good as none.
@@ -143,11 +145,11 @@ func TestSecretsOfAnotherTenant(t *testing.T) {
 	for _, at := range []string{endpoint, id.Endpoint.Format(id.New()), "nonsense"} {
 		problem(t, b.get(t, "/api/v1/endpoints/"+at+"/secrets"), 404, "not-found")
 		problem(t, b.post(t, "/api/v1/endpoints/"+at+"/secrets", `{"secret":"a secret of somebody else","expire_others_in_seconds":0}`), 404, "not-found")
-		problem(t, b.remove(t, "/api/v1/endpoints/"+at+"/secrets/"+secret), 404, "not-found")
+		problem(t, b.endSecret(t, "/api/v1/endpoints/"+at+"/secrets/"+secret), 404, "not-found")
 		problem(t, b.patch(t, "/api/v1/endpoints/"+at, `{"verification":{"scheme":"none"}}`), 404, "not-found")
 	}
 	for _, at := range []string{secret, id.Secret.Format(id.New()), "nonsense"} { // by way of an endpoint of their own
-		problem(t, b.remove(t, "/api/v1/endpoints/"+theirs+"/secrets/"+at), 404, "not-found")
+		problem(t, b.endSecret(t, "/api/v1/endpoints/"+theirs+"/secrets/"+at), 404, "not-found")
 	}
 	b.key = own
 	require.Equal(t, 200, b.signedBy(t, endpoint, firstSecret))

@@ -88,7 +88,7 @@ func verifyStandard(s Source, r request) error {
 	if err != nil {
 		return err
 	}
-	if !signatures.match(r.secrets, id, timestamp, r.body) {
+	if !signatures.match(r.secrets, standard.before(id, timestamp), r.body) {
 		return fmt.Errorf("header %sSignature: %w", begin, ErrBadSignature)
 	}
 	return r.fresh(at)
@@ -124,13 +124,13 @@ func parseStandard(list string) (signatures standardSignatures, err error) {
 var standard = HMAC{Signed: "{id}.{timestamp}.{body}"}
 
 // match tries every key on every signature of its own algorithm, and on none of the other.
-func (s standardSignatures) match(keys [][]byte, id, timestamp string, body []byte) bool {
+func (s standardSignatures) match(keys [][]byte, before string, body []byte) bool {
 	matched := false
 	var signed []byte
 	for _, key := range keys {
 		if public, ok := parsePublicKey(string(key)); ok {
 			if signed == nil && len(s.v1a) > 0 {
-				signed = append([]byte(standard.before(id, timestamp)), body...)
+				signed = append([]byte(before), body...)
 			}
 			for _, signature := range s.v1a {
 				matched = ed25519.Verify(public, signed, signature) || matched
@@ -141,7 +141,7 @@ func (s standardSignatures) match(keys [][]byte, id, timestamp string, body []by
 		if err != nil {
 			continue
 		}
-		mac := standard.mac(secret, id, timestamp, body)
+		mac := standard.mac(secret, before, body)
 		for _, signature := range s.v1 {
 			matched = hmac.Equal(signature, mac) || matched // no early return: all are compared
 		}

@@ -27,9 +27,9 @@ func verifyStripe(_ Source, r request) error {
 	if err != nil {
 		return err
 	}
-	matched := false
+	before, matched := stripe.before("", timestamp), false
 	for _, secret := range r.secrets {
-		mac := stripe.mac(secret, "", timestamp, r.body)
+		mac := stripe.mac(secret, before, r.body)
 		for _, signature := range signatures {
 			matched = hmac.Equal(signature, mac) || matched // no early return: all are compared
 		}

@@ -145,9 +145,9 @@ func (m HMAC) verify(r request) error {
 	if err != nil {
 		return err
 	}
-	matched := false
+	before, matched := m.before(id, timestamp), false
 	for _, secret := range r.secrets {
-		matched = hmac.Equal(signature, m.mac(secret, id, timestamp, r.body)) || matched // no early return: all are compared
+		matched = hmac.Equal(signature, m.mac(secret, before, r.body)) || matched // no early return: all are compared
 	}
 	if !matched {
 		return fmt.Errorf("header %s: %w", m.Header, ErrBadSignature)
@@ -182,20 +182,23 @@ func (m HMAC) values(r request) (id, timestamp string, at int64, err error) {
 
 // before is what is signed before the body. What stands in a value is no placeholder.
 func (m HMAC) before(id, timestamp string) string {
+	if m.Signed == "" {
+		return ""
+	}
 	text := strings.TrimSuffix(m.signed(), "{body}")
 	return strings.NewReplacer("{id}", id, "{timestamp}", timestamp).Replace(text)
 }
 
-func (m HMAC) mac(secret []byte, id, timestamp string, body []byte) []byte {
+func (m HMAC) mac(secret []byte, before string, body []byte) []byte {
 	h := hmac.New(algorithms[m.Algorithm], secret)
-	h.Write([]byte(m.before(id, timestamp)))
+	h.Write([]byte(before))
 	h.Write(body)
 	return h.Sum(nil)
 }
 
 // Sign returns the value of m's header for body. m must be valid and sign the body alone.
 func (m HMAC) Sign(secret, body []byte) string {
-	return m.Prefix + encodings[m.Encoding].encode(m.mac(secret, "", "", body))
+	return m.Prefix + encodings[m.Encoding].encode(m.mac(secret, m.before("", ""), body))
 }
 
 // SignGitHub returns the value of X-Hub-Signature-256 that GitHub would send with body.
