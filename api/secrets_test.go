@@ -2,7 +2,9 @@ package api_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -156,4 +158,39 @@ func TestSecretsOfAnotherTenant(t *testing.T) {
 	problem(t, b.do(t, "GET", "/api/v1/endpoints/"+endpoint+"/secrets", nil), 401, "unauthorized")
 	problem(t, b.do(t, "DELETE", "/api/v1/endpoints/"+endpoint+"/secrets/"+secret, nil), 401, "unauthorized")
 	problem(t, b.do(t, "PATCH", "/api/v1/endpoints/"+endpoint, strings.NewReader("{}")), 401, "unauthorized")
+}
+
+// Those who add secrets, and those who change what they are for, wait for each other.
+func TestSecretsAreAddedOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	endpoint := b.sourceEndpoint(t, `{"scheme":"github"}`, firstSecret)
+	path := "/api/v1/endpoints/" + endpoint
+	ask := func(method, path, body string) int {
+		a, err := b.try(t.Context(), method, path, strings.NewReader(body), "Authorization", "Bearer "+b.key, "Content-Type", "application/json")
+		if err != nil {
+			return 0
+		}
+		return a.status
+	}
+	statuses := make([]int, 14)
+	var all sync.WaitGroup
+	for i := range statuses {
+		all.Go(func() {
+			statuses[i] = ask("POST", path+"/secrets", fmt.Sprintf(`{"secret":"one of many secrets, %d"}`, i))
+		})
+	}
+	all.Wait()
+	slices.Sort(statuses)
+	require.Equal(t, []int{201, 201, 201, 201, 201, 201, 201, 201, 201, 409, 409, 409, 409, 409}, statuses)
+	require.Len(t, b.secretsOf(t, endpoint), 10)
+
+	const open, signed = `{"verification":{"scheme":"none"}}`, `{"verification":{"scheme":"github"},"secrets":["` + firstSecret + `"]}`
+	for range 5 {
+		require.Equal(t, 200, ask("PATCH", path, signed))
+		all.Go(func() { ask("PATCH", path, open) })
+		all.Go(func() { ask("POST", path+"/secrets", `{"secret":"`+secondSecret+`"}`) })
+		all.Wait()
+		require.Empty(t, b.secretsOf(t, endpoint), "no secret is left for a scheme that has none")
+	}
 }
