@@ -42,8 +42,15 @@ func (s *Server) ingest(c *gin.Context) {
 		s.fail(c, err)
 		return
 	}
-	if err := e.source.Verify(c.Request.Header, body, e.secrets, time.Now()); err != nil {
-		s.fail(c, err)
+	if s.greet(c, func() (webhook.Reply, bool, error) { return e.source.AnswerPost(c.Request.URL.RawQuery, body) }) {
+		return
+	}
+	now := time.Now()
+	if err := e.source.Verify(c.Request.Header, body, e.validSecrets(now), now); err != nil {
+		s.refuseSource(c, e, err)
+		return
+	}
+	if s.greet(c, func() (webhook.Reply, bool, error) { return e.source.AnswerVerified(body) }) {
 		return
 	}
 	accepted, err := s.accept(c, e, body)
@@ -115,7 +122,7 @@ func newAcceptance(e *endpoint, r *http.Request, body []byte) *postgres.Acceptan
 		LogID:      e.log,
 		// The header itself is kept with its bytes; this column is text, and text is UTF-8.
 		ContentType: strings.ToValidUTF8(r.Header.Get("Content-Type"), "\uFFFD"),
-		Headers:     webhook.EncodeHeaders(allHeaders(r)),
+		Headers:     webhook.EncodeHeaders(keptHeaders(r, e.source.SecretHeader())),
 		Body:        body,
 		PayloadHash: verify.Commitment(verify.LabelPayload, salt, body),
 		Salt:        salt,
@@ -132,10 +139,14 @@ func newAcceptance(e *endpoint, r *http.Request, body []byte) *postgres.Acceptan
 	return row
 }
 
-// allHeaders puts Host, which net/http keeps apart, among the others.
-func allHeaders(r *http.Request) http.Header {
+// keptHeaders puts Host, which net/http keeps apart, among the others. A header that holds the source's secret is left
+// out: whoever may read an event, or receives it, could send others with it.
+func keptHeaders(r *http.Request, secret string) http.Header {
 	h := r.Header.Clone()
 	h["Host"] = []string{r.Host}
+	if secret != "" {
+		h.Del(secret)
+	}
 	return h
 }
 

@@ -22,8 +22,25 @@ type endpoint struct {
 	source          webhook.Source
 	duplicates      webhook.DuplicatePolicy
 	ordering        *webhook.OrderPolicy // nil: deliveries wait for nobody
-	secrets         [][]byte
+	secrets         []sourceSecret       // oldest first
 	destinations    []uuid.UUID
+}
+
+// sourceSecret is one of an endpoint's secrets, and when it expires; never, if that is the zero time.
+type sourceSecret struct {
+	value   []byte
+	expires time.Time
+}
+
+// validSecrets leaves out what has expired since the endpoint was read, so that no secret outlives its time in memory.
+func (e *endpoint) validSecrets(now time.Time) [][]byte {
+	var valid [][]byte
+	for _, secret := range e.secrets {
+		if secret.expires.IsZero() || now.Before(secret.expires) {
+			valid = append(valid, secret.value)
+		}
+	}
+	return valid
 }
 
 // How long a process may go by what it read of an endpoint, and for how many endpoints it remembers it.
@@ -66,7 +83,14 @@ func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, erro
 	if err != nil {
 		return nil, fmt.Errorf("read endpoint: %w", err)
 	}
-	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, secrets: row.Secrets, destinations: row.Destinations}
+	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, destinations: row.Destinations}
+	for i, secret := range row.Secrets {
+		held := sourceSecret{value: secret}
+		if at := row.SecretExpiries[i]; at > 0 {
+			held.expires = time.UnixMilli(at)
+		}
+		e.secrets = append(e.secrets, held)
+	}
 	if err := json.Unmarshal(row.Verification, &e.source); err != nil {
 		return nil, fmt.Errorf("read verification of endpoint %s: %w", id, err)
 	}

@@ -80,42 +80,52 @@ func (s *Server) parseEndpoint(body *openapi.NewEndpoint) (*newEndpoint, error) 
 	if err := validName(body.Name); err != nil {
 		return nil, err
 	}
-	source := sourceOf(body.Verification)
-	if err := source.Validate(); err != nil {
-		return nil, invalidBecause("verification", err)
+	source, verification, err := parseVerification(body.Verification)
+	if err != nil {
+		return nil, err
 	}
-	e := &newEndpoint{row: db.InsertEndpointParams{ID: id.New(), Name: body.Name, Lane: string(openapi.Auto)}}
-	for _, secret := range value(body.Secrets) {
-		e.secrets = append(e.secrets, []byte(secret))
-	}
+	e := &newEndpoint{row: db.InsertEndpointParams{ID: id.New(), Name: body.Name, Verification: verification, Lane: string(openapi.Auto)}}
+	e.secrets = secretBytes(value(body.Secrets))
 	if err := source.ValidateSecrets(e.secrets); err != nil {
 		return nil, invalidBecause("", err)
 	}
-	policy := policyOf(value(body.Duplicates))
-	if err := policy.Validate(); err != nil {
-		return nil, invalidBecause("duplicates", err)
-	}
-	if policy.WindowSeconds == 0 && body.Duplicates != nil && body.Duplicates.WindowSeconds != nil {
-		return nil, invalidField("duplicates.window_seconds", "must be 1 to %d, not 0", int(webhook.MaxWindow/time.Second))
+	if e.row.Duplicates, err = parseDuplicates(value(body.Duplicates)); err != nil {
+		return nil, err
 	}
 	if body.Lane != nil {
-		if !body.Lane.Valid() {
-			return nil, invalidField("lane", `must be "auto", "workflow" or "batch"`)
+		if err := validLane(*body.Lane); err != nil {
+			return nil, err
 		}
 		e.row.Lane = string(*body.Lane)
 	}
-	var err error
 	if e.row.Ordering, err = parseOrdering(body.Ordering); err != nil {
 		return nil, err
 	}
-	if e.row.Verification, err = json.Marshal(source); err != nil {
-		return nil, fmt.Errorf("write verification: %w", err)
-	}
-	if e.row.Duplicates, err = json.Marshal(policy); err != nil {
-		return nil, fmt.Errorf("write duplicate policy: %w", err)
-	}
 	e.destinations, err = s.parseDestinations(body.Destinations)
 	return e, err
+}
+
+func validLane(lane openapi.Lane) error {
+	if !lane.Valid() {
+		return invalidField("lane", `must be "auto", "workflow" or "batch"`)
+	}
+	return nil
+}
+
+// parseDuplicates returns the policy in the form in which it is stored.
+func parseDuplicates(d openapi.Duplicates) (json.RawMessage, error) {
+	policy := policyOf(d)
+	if err := policy.Validate(); err != nil {
+		return nil, invalidBecause("duplicates", err)
+	}
+	if d.WindowSeconds != nil && policy.WindowSeconds == 0 {
+		return nil, invalidField("duplicates.window_seconds", "must be 1 to %d, not 0", int(webhook.MaxWindow/time.Second))
+	}
+	stored, err := json.Marshal(policy)
+	if err != nil {
+		return nil, fmt.Errorf("write duplicate policy: %w", err)
+	}
+	return stored, nil
 }
 
 func validName(name string) error {
@@ -123,19 +133,6 @@ func validName(name string) error {
 		return invalidField("name", "must have 1 to %d characters and no control characters", maxName)
 	}
 	return nil
-}
-
-func sourceOf(v openapi.Verification) webhook.Source {
-	source := webhook.Source{Scheme: webhook.Scheme(v.Scheme)}
-	if v.Hmac != nil {
-		source.HMAC = &webhook.HMAC{
-			Header:    v.Hmac.Header,
-			Algorithm: string(value(v.Hmac.Algorithm)),
-			Encoding:  string(value(v.Hmac.Encoding)),
-			Prefix:    value(v.Hmac.Prefix),
-		}
-	}
-	return source
 }
 
 func policyOf(d openapi.Duplicates) webhook.DuplicatePolicy {
@@ -243,7 +240,8 @@ func (s *Server) endpointAnswer(row endpointRow) (openapi.Endpoint, error) {
 		Destinations: []openapi.Destination{},
 	}
 	var policy webhook.DuplicatePolicy
-	if err := json.Unmarshal(row.Verification, &answer.Verification); err != nil {
+	var err error
+	if answer.Verification, err = verificationAnswer(row.Verification); err != nil {
 		return answer, fmt.Errorf("read verification of %s: %w", name, err)
 	}
 	if err := json.Unmarshal(row.Duplicates, &policy); err != nil {

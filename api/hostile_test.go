@@ -107,6 +107,20 @@ func TestTheRequestLogRepeatsNothing(t *testing.T) {
 	problem(t, b.ingest(t, b.endpoint(t), planted, "Idempotency-Key", strings.Repeat(planted, 40)), 400, "malformed-request")
 	b.raw(t, "POST /ingest/"+endpoint+" HTTP/1.1\r\nHost: kapsel\r\nTransfer-Encoding: chunked\r\n\r\n"+planted+"\r\n", false)
 
+	b.do(t, "GET", "/ingest/"+endpoint+"?challenge="+planted, nil)
+	dropbox := b.sourceEndpoint(t, `{"scheme":"none","handshake":{"type":"dropbox"}}`)
+	require.Equal(t, planted, string(b.do(t, "GET", "/ingest/"+dropbox+"?challenge="+planted, nil).body))
+	problem(t, b.do(t, "GET", "/ingest/"+dropbox+"?challenge=%3C"+planted, nil), 403, "handshake-refused")
+	for _, verification := range []string{
+		`{"scheme":"none","handshake":{"type":"` + planted + `"}}`, `{"scheme":"none","handshake":{"type":"dropbox","verify_token":"` + planted + `"}}`,
+		`{"scheme":"hmac","hmac":{"header":"X","signed":"` + planted + `"}}`, `{"scheme":"standard","standard":{"headers":"` + planted + `"}}`,
+	} {
+		problem(t, b.patch(t, "/api/v1/endpoints/"+endpoint, `{"verification":`+verification+`}`), 422, "invalid-field")
+	}
+	problem(t, b.post(t, "/api/v1/endpoints/"+endpoint+"/secrets", `{"secret":"`+planted+`"}`), 422, "invalid-field")
+	require.Equal(t, 201, b.post(t, "/api/v1/endpoints/"+endpoint+"/secrets", `{"secret":"`+planted+planted+planted+`"}`).status)
+	problem(t, b.endSecret(t, "/api/v1/endpoints/"+endpoint+"/secrets/"+planted), 404, "not-found")
+
 	lines := logged.FilterMessage("request").All()
 	require.GreaterOrEqual(t, len(lines), 40)
 	encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())

@@ -32,13 +32,18 @@ var (
 	kindMalformed    = kind{"malformed-request", http.StatusBadRequest, "Malformed request"}
 	kindParameter    = kind{"invalid-parameter", http.StatusBadRequest, "Invalid parameter"}
 	kindUnauthorized = kind{"unauthorized", http.StatusUnauthorized, "API key needed"}
+	kindNoSignature  = kind{"signature-missing", http.StatusUnauthorized, "Signature missing"}
 	kindBadSignature = kind{"bad-signature", http.StatusUnauthorized, "Signature not accepted"}
+	kindTooOld       = kind{"timestamp-too-old", http.StatusUnauthorized, "Signed too long ago"}
+	kindTooNew       = kind{"timestamp-too-new", http.StatusUnauthorized, "Signed in the future"}
+	kindHandshake    = kind{"handshake-refused", http.StatusForbidden, "Handshake refused"}
 	kindNotFound     = kind{"not-found", http.StatusNotFound, "Not found"}
 	kindMethod       = kind{"method-not-allowed", http.StatusMethodNotAllowed, "Method not allowed"}
 	kindTooSlow      = kind{"request-timeout", http.StatusRequestTimeout, "Request too slow"}
 	kindKeyConflict  = kind{"idempotency-conflict", http.StatusConflict, "Idempotency-Key used before"}
 	kindLimitReached = kind{"limit-reached", http.StatusConflict, "Limit reached"}
 	kindNotBlocking  = kind{"not-blocking", http.StatusConflict, "Nothing waits for it"}
+	kindLastSecret   = kind{"last-secret", http.StatusConflict, "Last secret"}
 	kindGone         = kind{"erased", http.StatusGone, "Erased"}
 	kindTooLarge     = kind{"too-large", http.StatusRequestEntityTooLarge, "Request too large"}
 	kindField        = kind{"invalid-field", http.StatusUnprocessableEntity, "Invalid field"}
@@ -118,9 +123,8 @@ func problemOf(err error) *problem {
 		return &problem{kind: kindTooLarge, detail: fmt.Sprintf("The body may have at most %d bytes.", tooLarge.Limit)}
 	case errors.Is(err, postgres.ErrOverloaded), errors.Is(err, postgres.ErrClosed):
 		return unavailable("More is waiting to be stored than fits. Send the request again later.", time.Second, err)
-	case errors.Is(err, webhook.ErrNoSignature), errors.Is(err, webhook.ErrBadSignature):
-		return &problem{kind: kindBadSignature, cause: err, detail: "The request isn't signed as this endpoint asks for. " +
-			"Check the secret, the signature's header, and that nothing on the way changes the body."}
+	case sourceProblem(err) != nil:
+		return sourceProblem(err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &problem{kind: kindTooSlow, cause: err, detail: "The body did not arrive in time. Send the request again."}
 	case postgres.Unavailable(err), errors.Is(err, context.Canceled):
@@ -128,6 +132,29 @@ func problemOf(err error) *problem {
 	default:
 		return &problem{kind: kindInternal, detail: "Something went wrong here. If it happens again, report the request_id.", cause: err}
 	}
+}
+
+// sourceProblem says why a webhook isn't taken to be from its source, or returns nil. It says nothing that the sender
+// doesn't know: no header's name, no secret's number, and of the timestamp only to who could sign.
+func sourceProblem(err error) *problem {
+	switch {
+	case errors.Is(err, webhook.ErrNoSignature):
+		return &problem{kind: kindNoSignature, cause: err, detail: "The request doesn't carry the signature or credentials that " +
+			"this endpoint asks for. Check which scheme the endpoint has, and that nothing on the way takes headers out."}
+	case errors.Is(err, webhook.ErrBadSignature):
+		return &problem{kind: kindBadSignature, cause: err, detail: "The request isn't signed as this endpoint asks for. " +
+			"Check the secret, the signature's header, and that nothing on the way changes the body."}
+	case errors.Is(err, webhook.ErrTooOld):
+		return &problem{kind: kindTooOld, cause: err, detail: "The request was signed longer ago than this endpoint tolerates. " +
+			"Check the sender's clock, and sign each attempt anew."}
+	case errors.Is(err, webhook.ErrTooNew):
+		return &problem{kind: kindTooNew, cause: err, detail: "The request's signed timestamp is further ahead than this " +
+			"endpoint tolerates. Check the sender's clock."}
+	case errors.Is(err, webhook.ErrHandshake):
+		return &problem{kind: kindHandshake, cause: err, detail: "The request isn't the handshake that this endpoint answers. " +
+			"Compare it with the endpoint's verification.handshake, and the verify token with the one configured there."}
+	}
+	return nil
 }
 
 // fail answers with a problem and leaves the error to the request log. Nothing may have been written yet; if something

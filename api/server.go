@@ -133,6 +133,7 @@ func (s *Server) routes() http.Handler {
 		s.fail(c, &problem{kind: kindMethod, detail: "Use one of the methods in the Allow header."})
 	})
 	engine.POST(routeIngest, s.ingest)
+	engine.GET(routeIngest, s.handshake)
 
 	managed := engine.Group("", s.limitTime, s.authenticate, s.checkQuery, s.checkBody)
 	strict := openapi.NewStrictHandlerWithOptions(s, nil, openapi.StrictGinServerOptions{

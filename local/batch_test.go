@@ -18,7 +18,7 @@ import (
 	"github.com/kapsel-io/kapsel/id"
 )
 
-func (s *site) createLane(t *testing.T, lane client.NewEndpointLane, destinations ...client.NewDestination) client.Endpoint {
+func (s *site) createLane(t *testing.T, lane client.Lane, destinations ...client.NewDestination) client.Endpoint {
 	t.Helper()
 	answer, err := s.api.CreateEndpointWithResponse(t.Context(), client.NewEndpoint{
 		Name: "test", Verification: client.Verification{Scheme: client.VerificationSchemeNone}, Lane: &lane, Destinations: destinations,

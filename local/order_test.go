@@ -53,13 +53,13 @@ func (r *orderedReceiver) of(key string) []string {
 // other; one that is dead is passed, or blocks its key until it is released. In both lanes.
 func TestOrderByKey(t *testing.T) {
 	s := startTestStack(t)
-	for _, lane := range []client.NewEndpointLane{client.Workflow, client.Batch} {
+	for _, lane := range []client.Lane{client.Workflow, client.Batch} {
 		t.Run(string(lane), func(t *testing.T) { testOrderByKey(t, s, lane) })
 	}
 	s.checkRecord(t)
 }
 
-func testOrderByKey(t *testing.T, s *testStack, lane client.NewEndpointLane) {
+func testOrderByKey(t *testing.T, s *testStack, lane client.Lane) {
 	const keys, each = 5, 20
 	r := startOrderedReceiver(t, func(body string, try int) int {
 		switch {

@@ -136,7 +136,7 @@ func TestVerifyFailsClosed(t *testing.T) {
 	t.Parallel()
 	h := header("X-Hub-Signature-256", gitHubSignature)
 	secrets := [][]byte{[]byte(gitHubSecret)}
-	for _, source := range []webhook.Source{{}, {Scheme: "stripe"}, {Scheme: "hmac"}, {Scheme: "hmac", HMAC: &webhook.HMAC{Header: "X", Algorithm: "md5"}}} {
+	for _, source := range []webhook.Source{{}, {Scheme: "carrier pigeon"}, {Scheme: "hmac"}, {Scheme: "api_key"}, {Scheme: "standard", Standard: &webhook.Standard{Headers: "x"}}, {Scheme: "hmac", HMAC: &webhook.HMAC{Header: "X", Algorithm: "md5"}}} {
 		require.ErrorIs(t, source.Verify(h, []byte(gitHubBody), secrets, at), webhook.ErrBadSignature, "%+v", source)
 	}
 	require.NoError(t, webhook.Source{Scheme: "none"}.Verify(header(), nil, nil, at))

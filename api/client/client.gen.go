@@ -80,6 +80,33 @@ func (e HMACEncoding) Valid() bool {
 	}
 }
 
+// Defines values for HandshakeType.
+const (
+	HandshakeTypeDropbox        HandshakeType = "dropbox"
+	HandshakeTypeMeta           HandshakeType = "meta"
+	HandshakeTypeMicrosoftGraph HandshakeType = "microsoft_graph"
+	HandshakeTypeSlack          HandshakeType = "slack"
+	HandshakeTypeX              HandshakeType = "x"
+)
+
+// Valid indicates whether the value is a known member of the HandshakeType enum.
+func (e HandshakeType) Valid() bool {
+	switch e {
+	case HandshakeTypeDropbox:
+		return true
+	case HandshakeTypeMeta:
+		return true
+	case HandshakeTypeMicrosoftGraph:
+		return true
+	case HandshakeTypeSlack:
+		return true
+	case HandshakeTypeX:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HealthStatus.
 const (
 	Ok HealthStatus = "ok"
@@ -95,15 +122,15 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
-// Defines values for NewEndpointLane.
+// Defines values for Lane.
 const (
-	Auto     NewEndpointLane = "auto"
-	Batch    NewEndpointLane = "batch"
-	Workflow NewEndpointLane = "workflow"
+	Auto     Lane = "auto"
+	Batch    Lane = "batch"
+	Workflow Lane = "workflow"
 )
 
-// Valid indicates whether the value is a known member of the NewEndpointLane enum.
-func (e NewEndpointLane) Valid() bool {
+// Valid indicates whether the value is a known member of the Lane enum.
+func (e Lane) Valid() bool {
 	switch e {
 	case Auto:
 		return true
@@ -191,25 +218,70 @@ func (e ScheduleType) Valid() bool {
 	}
 }
 
+// Defines values for StandardWebhooksHeaders.
+const (
+	Svix    StandardWebhooksHeaders = "svix"
+	Webhook StandardWebhooksHeaders = "webhook"
+)
+
+// Valid indicates whether the value is a known member of the StandardWebhooksHeaders enum.
+func (e StandardWebhooksHeaders) Valid() bool {
+	switch e {
+	case Svix:
+		return true
+	case Webhook:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for VerificationScheme.
 const (
-	VerificationSchemeGithub VerificationScheme = "github"
-	VerificationSchemeHmac   VerificationScheme = "hmac"
-	VerificationSchemeNone   VerificationScheme = "none"
+	VerificationSchemeAPIKey   VerificationScheme = "api_key"
+	VerificationSchemeBasic    VerificationScheme = "basic"
+	VerificationSchemeGithub   VerificationScheme = "github"
+	VerificationSchemeHmac     VerificationScheme = "hmac"
+	VerificationSchemeNone     VerificationScheme = "none"
+	VerificationSchemeShopify  VerificationScheme = "shopify"
+	VerificationSchemeSlack    VerificationScheme = "slack"
+	VerificationSchemeStandard VerificationScheme = "standard"
+	VerificationSchemeStripe   VerificationScheme = "stripe"
 )
 
 // Valid indicates whether the value is a known member of the VerificationScheme enum.
 func (e VerificationScheme) Valid() bool {
 	switch e {
+	case VerificationSchemeAPIKey:
+		return true
+	case VerificationSchemeBasic:
+		return true
 	case VerificationSchemeGithub:
 		return true
 	case VerificationSchemeHmac:
 		return true
 	case VerificationSchemeNone:
 		return true
+	case VerificationSchemeShopify:
+		return true
+	case VerificationSchemeSlack:
+		return true
+	case VerificationSchemeStandard:
+		return true
+	case VerificationSchemeStripe:
+		return true
 	default:
 		return false
 	}
+}
+
+// APIKeyHeader For scheme `api_key` only, and needed there.
+type APIKeyHeader struct {
+	// Header The header that holds the key, in any case; not one of the connection, such as Host.
+	Header string `json:"header"`
+
+	// Prefix What stands before the key, such as `Bearer `.
+	Prefix *string `json:"prefix,omitempty"`
 }
 
 // Accepted defines model for Accepted.
@@ -342,6 +414,23 @@ type Endpoint struct {
 	Verification Verification `json:"verification"`
 }
 
+// EndpointChange defines model for EndpointChange.
+type EndpointChange struct {
+	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
+	Duplicates *Duplicates `json:"duplicates,omitempty"`
+
+	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
+	Lane *Lane   `json:"lane,omitempty"`
+	Name *string `json:"name,omitempty"`
+
+	// Secrets Together with `verification` only: they take the place of all others, which expire at once. Needed if the new
+	// scheme's secrets are of another form. Otherwise the secrets stay; with scheme `none` they expire.
+	Secrets *[]string `json:"secrets,omitempty"`
+
+	// Verification How a source proves that a webhook is its own.
+	Verification *Verification `json:"verification,omitempty"`
+}
+
 // EndpointPage defines model for EndpointPage.
 type EndpointPage struct {
 	Data []Endpoint `json:"data"`
@@ -397,8 +486,18 @@ type HMAC struct {
 	// Header The header that holds the signature, in any case; not one of the connection, such as Host.
 	Header string `json:"header"`
 
+	// IDHeader The header that holds `{id}`; needed exactly if `signed` has it.
+	IDHeader *string `json:"id_header,omitempty"`
+
 	// Prefix What stands before the encoded signature, such as `sha256=`.
 	Prefix *string `json:"prefix,omitempty"`
+
+	// Signed What is signed: `{body}` at the end, and before it any text, `{timestamp}` and `{id}`, each at most once and
+	// followed by text (after `{timestamp}` no digit), such as `{id}.{timestamp}.{body}`.
+	Signed *string `json:"signed,omitempty"`
+
+	// TimestampHeader The header that holds `{timestamp}`, in Unix seconds; needed exactly if `signed` has it.
+	TimestampHeader *string `json:"timestamp_header,omitempty"`
 }
 
 // HMACAlgorithm defines model for HMAC.Algorithm.
@@ -406,6 +505,22 @@ type HMACAlgorithm string
 
 // HMACEncoding defines model for HMAC.Encoding.
 type HMACEncoding string
+
+// Handshake What the provider sends before the first webhook. It is answered and not kept.
+type Handshake struct {
+	// Type `slack`: a signed POST of type `url_verification`; with scheme `slack` only. `meta`: a GET with `hub.challenge`.
+	// `dropbox`: a GET with `challenge`. `microsoft_graph`: a POST without body, with `validationToken`. `x`: a GET with
+	// `crc_token`; with scheme `hmac` over the body alone, and the newest secret signs.
+	Type HandshakeType `json:"type"`
+
+	// VerifyToken For `meta` only, and needed there: 16 to 255 bytes. Its hash is kept; it is never shown again.
+	VerifyToken *string `json:"verify_token,omitempty"`
+}
+
+// HandshakeType `slack`: a signed POST of type `url_verification`; with scheme `slack` only. `meta`: a GET with `hub.challenge`.
+// `dropbox`: a GET with `challenge`. `microsoft_graph`: a POST without body, with `validationToken`. `x`: a GET with
+// `crc_token`; with scheme `hmac` over the body alone, and the newest secret signs.
+type HandshakeType string
 
 // Health defines model for Health.
 type Health struct {
@@ -459,6 +574,9 @@ type Keys struct {
 	Origin string `json:"origin"`
 }
 
+// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
+type Lane string
+
 // NewDestination defines model for NewDestination.
 type NewDestination struct {
 	// Headers Up to 50 headers to add to every request, such as the receiver's credentials. Their values are never shown
@@ -488,9 +606,9 @@ type NewEndpoint struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
-	// Lane Whether deliveries are carried each by a workflow of its own or together.
-	Lane *NewEndpointLane `json:"lane,omitempty"`
-	Name string           `json:"name"`
+	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
+	Lane *Lane  `json:"lane,omitempty"`
+	Name string `json:"name"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
@@ -498,16 +616,24 @@ type NewEndpoint struct {
 	// request, is outside of the order.
 	Ordering *Ordering `json:"ordering,omitempty"`
 
-	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for `hmac` and
-	// `github`, any of them may sign; none for `none`. They are never shown again.
+	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for all schemes but
+	// `none`, any of them may sign. For `standard` each is `whsec_` and base64 of 24 to 64 bytes, or `whpk_` and base64
+	// of an Ed25519 public key; for `basic` user name, colon and a password of at least 16 bytes. They are never shown
+	// again.
 	Secrets *[]string `json:"secrets,omitempty"`
 
 	// Verification How a source proves that a webhook is its own.
 	Verification Verification `json:"verification"`
 }
 
-// NewEndpointLane Whether deliveries are carried each by a workflow of its own or together.
-type NewEndpointLane string
+// NewSecret defines model for NewSecret.
+type NewSecret struct {
+	// ExpireOthersInSeconds When the endpoint's other secrets expire, if not before; 0 is at once. Without it they stay as they are.
+	ExpireOthersInSeconds *int64 `json:"expire_others_in_seconds,omitempty"`
+
+	// Secret As in `secrets` of a new endpoint. Never shown again.
+	Secret string `json:"secret"`
+}
 
 // Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 // other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
@@ -591,6 +717,22 @@ type Schedule struct {
 // ScheduleType `exponential`: each wait is the last one times a factor. `list`: the waits are listed. `none`: one attempt.
 type ScheduleType string
 
+// Secret defines model for Secret.
+type Secret struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt Absent if it doesn't.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
+	// ID Example: sec_01h455vb4pex5vsknk084sn02q
+	ID string `json:"id"`
+}
+
+// SecretList defines model for SecretList.
+type SecretList struct {
+	Data []Secret `json:"data"`
+}
+
 // SignedTreeHead `signature` is Ed25519 over 48 bytes: tree_size (8, big-endian), timestamp (8, big-endian), root_hash (32).
 type SignedTreeHead struct {
 	// Checkpoint The same head as a signed note (https://c2sp.org/tlog-checkpoint).
@@ -610,18 +752,44 @@ type SignedTreeHead struct {
 	TreeSize  int64 `json:"tree_size"`
 }
 
+// StandardWebhooks For scheme `standard` only.
+type StandardWebhooks struct {
+	// Headers What the three headers' names begin with: `webhook-id`, or `svix-id`.
+	Headers *StandardWebhooksHeaders `json:"headers,omitempty"`
+}
+
+// StandardWebhooksHeaders What the three headers' names begin with: `webhook-id`, or `svix-id`.
+type StandardWebhooksHeaders string
+
 // Verification How a source proves that a webhook is its own.
 type Verification struct {
+	// APIKey For scheme `api_key` only, and needed there.
+	APIKey *APIKeyHeader `json:"api_key,omitempty"`
+
+	// Handshake What the provider sends before the first webhook. It is answered and not kept.
+	Handshake *Handshake `json:"handshake,omitempty"`
+
 	// Hmac For scheme `hmac` only, and needed there.
 	Hmac *HMAC `json:"hmac,omitempty"`
 
-	// Scheme `none`: not at all, whoever knows the URL can send. `github`: X-Hub-Signature-256. `hmac`: an HMAC of the body
-	// in a header, see `hmac`.
+	// Scheme `none`: not at all, whoever knows the URL can send. `github`: X-Hub-Signature-256. `stripe`: Stripe-Signature.
+	// `shopify`: X-Shopify-Hmac-Sha256. `slack`: X-Slack-Signature. `standard`: Standard Webhooks, `v1` and `v1a`.
+	// `hmac`: an HMAC in a header, see `hmac`. `basic`: a user name and password (RFC 7617). `api_key`: a key in a
+	// header, see `api_key`.
 	Scheme VerificationScheme `json:"scheme"`
+
+	// Standard For scheme `standard` only.
+	Standard *StandardWebhooks `json:"standard,omitempty"`
+
+	// ToleranceSeconds How far a signed timestamp may be from now, either way; default 300. Only where one is signed: schemes `stripe`,
+	// `slack`, `standard`, and `hmac` with {timestamp}.
+	ToleranceSeconds *int64 `json:"tolerance_seconds,omitempty"`
 }
 
-// VerificationScheme `none`: not at all, whoever knows the URL can send. `github`: X-Hub-Signature-256. `hmac`: an HMAC of the body
-// in a header, see `hmac`.
+// VerificationScheme `none`: not at all, whoever knows the URL can send. `github`: X-Hub-Signature-256. `stripe`: Stripe-Signature.
+// `shopify`: X-Shopify-Hmac-Sha256. `slack`: X-Slack-Signature. `standard`: Standard Webhooks, `v1` and `v1a`.
+// `hmac`: an HMAC in a header, see `hmac`. `basic`: a user name and password (RFC 7617). `api_key`: a key in a
+// header, see `api_key`.
 type VerificationScheme string
 
 // AttemptID Example: da_01h455vb4pex5vsknk084sn02q
@@ -721,8 +889,14 @@ type IngestParams struct {
 // CreateEndpointJSONRequestBody defines body for CreateEndpoint for application/json ContentType.
 type CreateEndpointJSONRequestBody = NewEndpoint
 
+// UpdateEndpointJSONRequestBody defines body for UpdateEndpoint for application/json ContentType.
+type UpdateEndpointJSONRequestBody = EndpointChange
+
 // AddDestinationJSONRequestBody defines body for AddDestination for application/json ContentType.
 type AddDestinationJSONRequestBody = NewDestination
+
+// AddSecretJSONRequestBody defines body for AddSecret for application/json ContentType.
+type AddSecretJSONRequestBody = NewSecret
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -864,6 +1038,26 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/endpoints/{endpoint_id} (the `GetEndpoint` operationId).
 	GetEndpoint(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// UpdateEndpointWithBody Change an endpoint
+	//
+	// Members that are left out stay as they are; each that is given replaces the old one whole and is checked as at
+	// creation. All or nothing. Webhooks that arrive from now on are treated by it, in other processes within two seconds.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /api/v1/endpoints/{endpoint_id} (the `UpdateEndpoint` operationId).
+	UpdateEndpointWithBody(ctx context.Context, endpointID EndpointID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateEndpoint Change an endpoint
+	//
+	// Members that are left out stay as they are; each that is given replaces the old one whole and is checked as at
+	// creation. All or nothing. Webhooks that arrive from now on are treated by it, in other processes within two seconds.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /api/v1/endpoints/{endpoint_id} (the `UpdateEndpoint` operationId).
+	UpdateEndpoint(ctx context.Context, endpointID EndpointID, body UpdateEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// AddDestinationWithBody Add a destination to an endpoint
 	//
 	// Events that are accepted from now on go there too, in other processes within two seconds. The signing secret is
@@ -883,6 +1077,41 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/endpoints/{endpoint_id}/destinations (the `AddDestination` operationId).
 	AddDestination(ctx context.Context, endpointID EndpointID, body AddDestinationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSecrets List an endpoint's valid secrets, oldest first
+	//
+	// When they were added and when they expire. The secrets themselves are never shown.
+	//
+	// Corresponds with GET /api/v1/endpoints/{endpoint_id}/secrets (the `ListSecrets` operationId).
+	ListSecrets(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddSecretWithBody Add a secret to an endpoint
+	//
+	// The new secret is good at once, in other processes within two seconds. The others stay good, or expire as
+	// `expire_others_in_seconds` says. An endpoint has at most 10 valid secrets.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/endpoints/{endpoint_id}/secrets (the `AddSecret` operationId).
+	AddSecretWithBody(ctx context.Context, endpointID EndpointID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddSecret Add a secret to an endpoint
+	//
+	// The new secret is good at once, in other processes within two seconds. The others stay good, or expire as
+	// `expire_others_in_seconds` says. An endpoint has at most 10 valid secrets.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/endpoints/{endpoint_id}/secrets (the `AddSecret` operationId).
+	AddSecret(ctx context.Context, endpointID EndpointID, body AddSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExpireSecret Make a secret expire at once
+	//
+	// In other processes within two seconds. The last secret that wouldn't expire by itself can't be taken away (409): add
+	// another with `expire_others_in_seconds` 0, which does both at once.
+	//
+	// Corresponds with DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id} (the `ExpireSecret` operationId).
+	ExpireSecret(ctx context.Context, endpointID EndpointID, secretID string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListEvents List events, newest first
 	//
@@ -912,12 +1141,27 @@ type ClientInterface interface {
 	// Corresponds with GET /health/ready (the `GetReady` operationId).
 	GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// Handshake Answer a provider's handshake
+	//
+	// For endpoints whose `verification.handshake` is `meta`, `dropbox` or `x`; for all others the answer is 405. The
+	// parameters are those of the provider. What isn't the handshake is answered 403, and nothing of it is repeated. Nothing
+	// is kept.
+	//
+	// Corresponds with GET /ingest/{endpoint_id} (the `Handshake` operationId).
+	Handshake(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// IngestWithBody Accept a webhook
 	//
 	// The body is kept byte for byte, whatever its content type, and never content-decoded. Headers are kept as HTTP
 	// means them: every value as it was received, those of one name in their order; not the case of names, the order
-	// of different names, or white space around values. 200 is sent after the commit of the event and all its
-	// deliveries, and only then.
+	// of different names, or white space around values. Only the header in which a source sends a secret itself (schemes
+	// `basic` and `api_key`) is not kept. 200 is sent after the commit of the event and all its deliveries, and only then.
+	//
+	// A webhook that the endpoint's `verification` doesn't accept is answered 401. The problem's type says why:
+	// `signature-missing`, `bad-signature`, and, only if the signature is right, `timestamp-too-old` or
+	// `timestamp-too-new`.
+	//
+	// A handshake that the endpoint answers (see `verification.handshake`) is answered and not kept.
 	//
 	// A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 	// event that was accepted first; nothing is stored.
@@ -1106,6 +1350,46 @@ func (c *Client) GetEndpoint(ctx context.Context, endpointID EndpointID, reqEdit
 	return c.Client.Do(req)
 }
 
+// UpdateEndpointWithBody Change an endpoint
+//
+// Members that are left out stay as they are; each that is given replaces the old one whole and is checked as at
+// creation. All or nothing. Webhooks that arrive from now on are treated by it, in other processes within two seconds.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /api/v1/endpoints/{endpoint_id} (the `UpdateEndpoint` operationId).
+func (c *Client) UpdateEndpointWithBody(ctx context.Context, endpointID EndpointID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateEndpointRequestWithBody(c.Server, endpointID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateEndpoint Change an endpoint
+//
+// Members that are left out stay as they are; each that is given replaces the old one whole and is checked as at
+// creation. All or nothing. Webhooks that arrive from now on are treated by it, in other processes within two seconds.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /api/v1/endpoints/{endpoint_id} (the `UpdateEndpoint` operationId).
+func (c *Client) UpdateEndpoint(ctx context.Context, endpointID EndpointID, body UpdateEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateEndpointRequest(c.Server, endpointID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // AddDestinationWithBody Add a destination to an endpoint
 //
 // Events that are accepted from now on go there too, in other processes within two seconds. The signing secret is
@@ -1136,6 +1420,81 @@ func (c *Client) AddDestinationWithBody(ctx context.Context, endpointID Endpoint
 // Corresponds with POST /api/v1/endpoints/{endpoint_id}/destinations (the `AddDestination` operationId).
 func (c *Client) AddDestination(ctx context.Context, endpointID EndpointID, body AddDestinationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewAddDestinationRequest(c.Server, endpointID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSecrets List an endpoint's valid secrets, oldest first
+//
+// When they were added and when they expire. The secrets themselves are never shown.
+//
+// Corresponds with GET /api/v1/endpoints/{endpoint_id}/secrets (the `ListSecrets` operationId).
+func (c *Client) ListSecrets(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSecretsRequest(c.Server, endpointID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddSecretWithBody Add a secret to an endpoint
+//
+// The new secret is good at once, in other processes within two seconds. The others stay good, or expire as
+// `expire_others_in_seconds` says. An endpoint has at most 10 valid secrets.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/endpoints/{endpoint_id}/secrets (the `AddSecret` operationId).
+func (c *Client) AddSecretWithBody(ctx context.Context, endpointID EndpointID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddSecretRequestWithBody(c.Server, endpointID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddSecret Add a secret to an endpoint
+//
+// The new secret is good at once, in other processes within two seconds. The others stay good, or expire as
+// `expire_others_in_seconds` says. An endpoint has at most 10 valid secrets.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/endpoints/{endpoint_id}/secrets (the `AddSecret` operationId).
+func (c *Client) AddSecret(ctx context.Context, endpointID EndpointID, body AddSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddSecretRequest(c.Server, endpointID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExpireSecret Make a secret expire at once
+//
+// In other processes within two seconds. The last secret that wouldn't expire by itself can't be taken away (409): add
+// another with `expire_others_in_seconds` 0, which does both at once.
+//
+// Corresponds with DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id} (the `ExpireSecret` operationId).
+func (c *Client) ExpireSecret(ctx context.Context, endpointID EndpointID, secretID string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExpireSecretRequest(c.Server, endpointID, secretID)
 	if err != nil {
 		return nil, err
 	}
@@ -1224,12 +1583,37 @@ func (c *Client) GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*
 	return c.Client.Do(req)
 }
 
+// Handshake Answer a provider's handshake
+//
+// For endpoints whose `verification.handshake` is `meta`, `dropbox` or `x`; for all others the answer is 405. The
+// parameters are those of the provider. What isn't the handshake is answered 403, and nothing of it is repeated. Nothing
+// is kept.
+//
+// Corresponds with GET /ingest/{endpoint_id} (the `Handshake` operationId).
+func (c *Client) Handshake(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHandshakeRequest(c.Server, endpointID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // IngestWithBody Accept a webhook
 //
 // The body is kept byte for byte, whatever its content type, and never content-decoded. Headers are kept as HTTP
 // means them: every value as it was received, those of one name in their order; not the case of names, the order
-// of different names, or white space around values. 200 is sent after the commit of the event and all its
-// deliveries, and only then.
+// of different names, or white space around values. Only the header in which a source sends a secret itself (schemes
+// `basic` and `api_key`) is not kept. 200 is sent after the commit of the event and all its deliveries, and only then.
+//
+// A webhook that the endpoint's `verification` doesn't accept is answered 401. The problem's type says why:
+// `signature-missing`, `bad-signature`, and, only if the signature is right, `timestamp-too-old` or
+// `timestamp-too-new`.
+//
+// A handshake that the endpoint answers (see `verification.handshake`) is answered and not kept.
 //
 // A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 // event that was accepted first; nothing is stored.
@@ -1760,6 +2144,53 @@ func NewGetEndpointRequest(server string, endpointID EndpointID) (*http.Request,
 	return req, nil
 }
 
+// NewUpdateEndpointRequest calls the generic UpdateEndpoint builder with application/json body
+func NewUpdateEndpointRequest(server string, endpointID EndpointID, body UpdateEndpointJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateEndpointRequestWithBody(server, endpointID, "application/json", bodyReader)
+}
+
+// NewUpdateEndpointRequestWithBody constructs an http.Request for the UpdateEndpoint method, with any body, and a specified content type
+func NewUpdateEndpointRequestWithBody(server string, endpointID EndpointID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "endpoint_id", endpointID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/endpoints/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewAddDestinationRequest calls the generic AddDestination builder with application/json body
 func NewAddDestinationRequest(server string, endpointID EndpointID, body AddDestinationJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -1803,6 +2234,128 @@ func NewAddDestinationRequestWithBody(server string, endpointID EndpointID, cont
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListSecretsRequest constructs an http.Request for the ListSecrets method
+func NewListSecretsRequest(server string, endpointID EndpointID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "endpoint_id", endpointID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/endpoints/%s/secrets", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddSecretRequest calls the generic AddSecret builder with application/json body
+func NewAddSecretRequest(server string, endpointID EndpointID, body AddSecretJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddSecretRequestWithBody(server, endpointID, "application/json", bodyReader)
+}
+
+// NewAddSecretRequestWithBody constructs an http.Request for the AddSecret method, with any body, and a specified content type
+func NewAddSecretRequestWithBody(server string, endpointID EndpointID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "endpoint_id", endpointID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/endpoints/%s/secrets", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewExpireSecretRequest constructs an http.Request for the ExpireSecret method
+func NewExpireSecretRequest(server string, endpointID EndpointID, secretID string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "endpoint_id", endpointID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "secret_id", secretID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/endpoints/%s/secrets/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -1990,6 +2543,40 @@ func NewGetReadyRequest(server string) (*http.Request, error) {
 	}
 
 	operationPath := fmt.Sprintf("/health/ready")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewHandshakeRequest constructs an http.Request for the Handshake method
+func NewHandshakeRequest(server string, endpointID EndpointID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "endpoint_id", endpointID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/ingest/%s", pathParam0)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -2218,6 +2805,26 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/endpoints/{endpoint_id} (the `GetEndpoint` operationId).
 	GetEndpointWithResponse(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*GetEndpointResponse, error)
 
+	// UpdateEndpointWithBodyWithResponse Change an endpoint
+	//
+	// Members that are left out stay as they are; each that is given replaces the old one whole and is checked as at
+	// creation. All or nothing. Webhooks that arrive from now on are treated by it, in other processes within two seconds.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/endpoints/{endpoint_id} (the `UpdateEndpoint` operationId).
+	UpdateEndpointWithBodyWithResponse(ctx context.Context, endpointID EndpointID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateEndpointResponse, error)
+
+	// UpdateEndpointWithResponse Change an endpoint
+	//
+	// Members that are left out stay as they are; each that is given replaces the old one whole and is checked as at
+	// creation. All or nothing. Webhooks that arrive from now on are treated by it, in other processes within two seconds.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/endpoints/{endpoint_id} (the `UpdateEndpoint` operationId).
+	UpdateEndpointWithResponse(ctx context.Context, endpointID EndpointID, body UpdateEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateEndpointResponse, error)
+
 	// AddDestinationWithBodyWithResponse Add a destination to an endpoint
 	//
 	// Events that are accepted from now on go there too, in other processes within two seconds. The signing secret is
@@ -2237,6 +2844,45 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/endpoints/{endpoint_id}/destinations (the `AddDestination` operationId).
 	AddDestinationWithResponse(ctx context.Context, endpointID EndpointID, body AddDestinationJSONRequestBody, reqEditors ...RequestEditorFn) (*AddDestinationResponse, error)
+
+	// ListSecretsWithResponse List an endpoint's valid secrets, oldest first
+	//
+	// When they were added and when they expire. The secrets themselves are never shown.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/endpoints/{endpoint_id}/secrets (the `ListSecrets` operationId).
+	ListSecretsWithResponse(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*ListSecretsResponse, error)
+
+	// AddSecretWithBodyWithResponse Add a secret to an endpoint
+	//
+	// The new secret is good at once, in other processes within two seconds. The others stay good, or expire as
+	// `expire_others_in_seconds` says. An endpoint has at most 10 valid secrets.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/endpoints/{endpoint_id}/secrets (the `AddSecret` operationId).
+	AddSecretWithBodyWithResponse(ctx context.Context, endpointID EndpointID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddSecretResponse, error)
+
+	// AddSecretWithResponse Add a secret to an endpoint
+	//
+	// The new secret is good at once, in other processes within two seconds. The others stay good, or expire as
+	// `expire_others_in_seconds` says. An endpoint has at most 10 valid secrets.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/endpoints/{endpoint_id}/secrets (the `AddSecret` operationId).
+	AddSecretWithResponse(ctx context.Context, endpointID EndpointID, body AddSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSecretResponse, error)
+
+	// ExpireSecretWithResponse Make a secret expire at once
+	//
+	// In other processes within two seconds. The last secret that wouldn't expire by itself can't be taken away (409): add
+	// another with `expire_others_in_seconds` 0, which does both at once.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id} (the `ExpireSecret` operationId).
+	ExpireSecretWithResponse(ctx context.Context, endpointID EndpointID, secretID string, reqEditors ...RequestEditorFn) (*ExpireSecretResponse, error)
 
 	// ListEventsWithResponse List events, newest first
 	//
@@ -2276,12 +2922,29 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /health/ready (the `GetReady` operationId).
 	GetReadyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetReadyResponse, error)
 
+	// HandshakeWithResponse Answer a provider's handshake
+	//
+	// For endpoints whose `verification.handshake` is `meta`, `dropbox` or `x`; for all others the answer is 405. The
+	// parameters are those of the provider. What isn't the handshake is answered 403, and nothing of it is repeated. Nothing
+	// is kept.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /ingest/{endpoint_id} (the `Handshake` operationId).
+	HandshakeWithResponse(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*HandshakeResponse, error)
+
 	// IngestWithBodyWithResponse Accept a webhook
 	//
 	// The body is kept byte for byte, whatever its content type, and never content-decoded. Headers are kept as HTTP
 	// means them: every value as it was received, those of one name in their order; not the case of names, the order
-	// of different names, or white space around values. 200 is sent after the commit of the event and all its
-	// deliveries, and only then.
+	// of different names, or white space around values. Only the header in which a source sends a secret itself (schemes
+	// `basic` and `api_key`) is not kept. 200 is sent after the commit of the event and all its deliveries, and only then.
+	//
+	// A webhook that the endpoint's `verification` doesn't accept is answered 401. The problem's type says why:
+	// `signature-missing`, `bad-signature`, and, only if the signature is right, `timestamp-too-old` or
+	// `timestamp-too-new`.
+	//
+	// A handshake that the endpoint answers (see `verification.handshake`) is answered and not kept.
 	//
 	// A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 	// event that was accepted first; nothing is stored.
@@ -3060,6 +3723,103 @@ func (r GetEndpointResponse) ContentType() string {
 	return ""
 }
 
+// UpdateEndpointResponse503Headers the declared response headers of an HTTP 503 response for UpdateEndpoint
+type UpdateEndpointResponse503Headers struct {
+	RetryAfter *int
+}
+
+type UpdateEndpointResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Endpoint
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *UpdateEndpointResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateEndpointResponse) GetJSON200() *Endpoint {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r UpdateEndpointResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r UpdateEndpointResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r UpdateEndpointResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r UpdateEndpointResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r UpdateEndpointResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r UpdateEndpointResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateEndpointResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateEndpointResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateEndpointResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateEndpointResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateEndpointResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // AddDestinationResponse503Headers the declared response headers of an HTTP 503 response for AddDestination
 type AddDestinationResponse503Headers struct {
 	RetryAfter *int
@@ -3158,6 +3918,262 @@ func (r AddDestinationResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r AddDestinationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListSecretsResponse503Headers the declared response headers of an HTTP 503 response for ListSecrets
+type ListSecretsResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ListSecretsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SecretList
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ListSecretsResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSecretsResponse) GetJSON200() *SecretList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ListSecretsResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ListSecretsResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ListSecretsResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSecretsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSecretsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSecretsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSecretsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSecretsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// AddSecretResponse503Headers the declared response headers of an HTTP 503 response for AddSecret
+type AddSecretResponse503Headers struct {
+	RetryAfter *int
+}
+
+type AddSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Secret
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *AddSecretResponse503Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AddSecretResponse) GetJSON201() *Secret {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r AddSecretResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r AddSecretResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r AddSecretResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r AddSecretResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r AddSecretResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r AddSecretResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r AddSecretResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddSecretResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddSecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ExpireSecretResponse503Headers the declared response headers of an HTTP 503 response for ExpireSecret
+type ExpireSecretResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ExpireSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ExpireSecretResponse503Headers
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ExpireSecretResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ExpireSecretResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r ExpireSecretResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ExpireSecretResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ExpireSecretResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ExpireSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExpireSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExpireSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExpireSecretResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -3488,6 +4504,93 @@ func (r GetReadyResponse) ContentType() string {
 	return ""
 }
 
+// HandshakeResponse503Headers the declared response headers of an HTTP 503 response for Handshake
+type HandshakeResponse503Headers struct {
+	RetryAfter *int
+}
+
+type HandshakeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *struct {
+		ResponseToken string `json:"response_token"`
+	}
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON405 the response for an HTTP 405 `application/problem+json` response
+	ApplicationProblemJSON405 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *HandshakeResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r HandshakeResponse) GetJSON200() *struct {
+	ResponseToken string `json:"response_token"`
+} {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r HandshakeResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r HandshakeResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON405 returns the response for an HTTP 405 `application/problem+json` response
+func (r HandshakeResponse) GetApplicationProblemJSON405() *Problem {
+	return r.ApplicationProblemJSON405
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r HandshakeResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r HandshakeResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r HandshakeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r HandshakeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r HandshakeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r HandshakeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // IngestResponse200Headers the declared response headers of an HTTP 200 response for Ingest
 type IngestResponse200Headers struct {
 	KapselDuplicate *string
@@ -3810,6 +4913,38 @@ func (c *ClientWithResponses) GetEndpointWithResponse(ctx context.Context, endpo
 	return ParseGetEndpointResponse(rsp)
 }
 
+// UpdateEndpointWithBodyWithResponse Change an endpoint
+//
+// Members that are left out stay as they are; each that is given replaces the old one whole and is checked as at
+// creation. All or nothing. Webhooks that arrive from now on are treated by it, in other processes within two seconds.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/endpoints/{endpoint_id} (the `UpdateEndpoint` operationId).
+func (c *ClientWithResponses) UpdateEndpointWithBodyWithResponse(ctx context.Context, endpointID EndpointID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateEndpointResponse, error) {
+	rsp, err := c.UpdateEndpointWithBody(ctx, endpointID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateEndpointResponse(rsp)
+}
+
+// UpdateEndpointWithResponse Change an endpoint
+//
+// Members that are left out stay as they are; each that is given replaces the old one whole and is checked as at
+// creation. All or nothing. Webhooks that arrive from now on are treated by it, in other processes within two seconds.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/endpoints/{endpoint_id} (the `UpdateEndpoint` operationId).
+func (c *ClientWithResponses) UpdateEndpointWithResponse(ctx context.Context, endpointID EndpointID, body UpdateEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateEndpointResponse, error) {
+	rsp, err := c.UpdateEndpoint(ctx, endpointID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateEndpointResponse(rsp)
+}
+
 // AddDestinationWithBodyWithResponse Add a destination to an endpoint
 //
 // Events that are accepted from now on go there too, in other processes within two seconds. The signing secret is
@@ -3840,6 +4975,69 @@ func (c *ClientWithResponses) AddDestinationWithResponse(ctx context.Context, en
 		return nil, err
 	}
 	return ParseAddDestinationResponse(rsp)
+}
+
+// ListSecretsWithResponse List an endpoint's valid secrets, oldest first
+//
+// When they were added and when they expire. The secrets themselves are never shown.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/endpoints/{endpoint_id}/secrets (the `ListSecrets` operationId).
+func (c *ClientWithResponses) ListSecretsWithResponse(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*ListSecretsResponse, error) {
+	rsp, err := c.ListSecrets(ctx, endpointID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSecretsResponse(rsp)
+}
+
+// AddSecretWithBodyWithResponse Add a secret to an endpoint
+//
+// The new secret is good at once, in other processes within two seconds. The others stay good, or expire as
+// `expire_others_in_seconds` says. An endpoint has at most 10 valid secrets.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/endpoints/{endpoint_id}/secrets (the `AddSecret` operationId).
+func (c *ClientWithResponses) AddSecretWithBodyWithResponse(ctx context.Context, endpointID EndpointID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddSecretResponse, error) {
+	rsp, err := c.AddSecretWithBody(ctx, endpointID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddSecretResponse(rsp)
+}
+
+// AddSecretWithResponse Add a secret to an endpoint
+//
+// The new secret is good at once, in other processes within two seconds. The others stay good, or expire as
+// `expire_others_in_seconds` says. An endpoint has at most 10 valid secrets.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/endpoints/{endpoint_id}/secrets (the `AddSecret` operationId).
+func (c *ClientWithResponses) AddSecretWithResponse(ctx context.Context, endpointID EndpointID, body AddSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSecretResponse, error) {
+	rsp, err := c.AddSecret(ctx, endpointID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddSecretResponse(rsp)
+}
+
+// ExpireSecretWithResponse Make a secret expire at once
+//
+// In other processes within two seconds. The last secret that wouldn't expire by itself can't be taken away (409): add
+// another with `expire_others_in_seconds` 0, which does both at once.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id} (the `ExpireSecret` operationId).
+func (c *ClientWithResponses) ExpireSecretWithResponse(ctx context.Context, endpointID EndpointID, secretID string, reqEditors ...RequestEditorFn) (*ExpireSecretResponse, error) {
+	rsp, err := c.ExpireSecret(ctx, endpointID, secretID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExpireSecretResponse(rsp)
 }
 
 // ListEventsWithResponse List events, newest first
@@ -3910,12 +5108,35 @@ func (c *ClientWithResponses) GetReadyWithResponse(ctx context.Context, reqEdito
 	return ParseGetReadyResponse(rsp)
 }
 
+// HandshakeWithResponse Answer a provider's handshake
+//
+// For endpoints whose `verification.handshake` is `meta`, `dropbox` or `x`; for all others the answer is 405. The
+// parameters are those of the provider. What isn't the handshake is answered 403, and nothing of it is repeated. Nothing
+// is kept.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /ingest/{endpoint_id} (the `Handshake` operationId).
+func (c *ClientWithResponses) HandshakeWithResponse(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*HandshakeResponse, error) {
+	rsp, err := c.Handshake(ctx, endpointID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHandshakeResponse(rsp)
+}
+
 // IngestWithBodyWithResponse Accept a webhook
 //
 // The body is kept byte for byte, whatever its content type, and never content-decoded. Headers are kept as HTTP
 // means them: every value as it was received, those of one name in their order; not the case of names, the order
-// of different names, or white space around values. 200 is sent after the commit of the event and all its
-// deliveries, and only then.
+// of different names, or white space around values. Only the header in which a source sends a secret itself (schemes
+// `basic` and `api_key`) is not kept. 200 is sent after the commit of the event and all its deliveries, and only then.
+//
+// A webhook that the endpoint's `verification` doesn't accept is answered 401. The problem's type says why:
+// `signature-missing`, `bad-signature`, and, only if the signature is right, `timestamp-too-old` or
+// `timestamp-too-new`.
+//
+// A handshake that the endpoint answers (see `verification.handshake`) is answered and not kept.
 //
 // A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 // event that was accepted first; nothing is stored.
@@ -4639,6 +5860,94 @@ func ParseGetEndpointResponse(rsp *http.Response) (*GetEndpointResponse, error) 
 	return response, nil
 }
 
+// ParseUpdateEndpointResponse parses an HTTP response from a UpdateEndpointWithResponse call
+func ParseUpdateEndpointResponse(rsp *http.Response) (*UpdateEndpointResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateEndpointResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Endpoint
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers UpdateEndpointResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseAddDestinationResponse parses an HTTP response from a AddDestinationWithResponse call
 func ParseAddDestinationResponse(rsp *http.Response) (*AddDestinationResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -4721,6 +6030,238 @@ func ParseAddDestinationResponse(rsp *http.Response) (*AddDestinationResponse, e
 	switch {
 	case rsp.StatusCode == 503:
 		var headers AddDestinationResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListSecretsResponse parses an HTTP response from a ListSecretsWithResponse call
+func ParseListSecretsResponse(rsp *http.Response) (*ListSecretsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSecretsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SecretList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ListSecretsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseAddSecretResponse parses an HTTP response from a AddSecretWithResponse call
+func ParseAddSecretResponse(rsp *http.Response) (*AddSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Secret
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers AddSecretResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseExpireSecretResponse parses an HTTP response from a ExpireSecretWithResponse call
+func ParseExpireSecretResponse(rsp *http.Response) (*ExpireSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExpireSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ExpireSecretResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -4994,6 +6535,85 @@ func ParseGetReadyResponse(rsp *http.Response) (*GetReadyResponse, error) {
 	switch {
 	case rsp.StatusCode == 503:
 		var headers GetReadyResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseHandshakeResponse parses an HTTP response from a HandshakeWithResponse call
+func ParseHandshakeResponse(rsp *http.Response) (*HandshakeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &HandshakeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest struct {
+			ResponseToken string `json:"response_token"`
+		}
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 405:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON405 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/plain) unsupported
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers HandshakeResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

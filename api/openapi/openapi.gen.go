@@ -80,6 +80,33 @@ func (e HMACEncoding) Valid() bool {
 	}
 }
 
+// Defines values for HandshakeType.
+const (
+	HandshakeTypeDropbox        HandshakeType = "dropbox"
+	HandshakeTypeMeta           HandshakeType = "meta"
+	HandshakeTypeMicrosoftGraph HandshakeType = "microsoft_graph"
+	HandshakeTypeSlack          HandshakeType = "slack"
+	HandshakeTypeX              HandshakeType = "x"
+)
+
+// Valid indicates whether the value is a known member of the HandshakeType enum.
+func (e HandshakeType) Valid() bool {
+	switch e {
+	case HandshakeTypeDropbox:
+		return true
+	case HandshakeTypeMeta:
+		return true
+	case HandshakeTypeMicrosoftGraph:
+		return true
+	case HandshakeTypeSlack:
+		return true
+	case HandshakeTypeX:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HealthStatus.
 const (
 	Ok HealthStatus = "ok"
@@ -95,15 +122,15 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
-// Defines values for NewEndpointLane.
+// Defines values for Lane.
 const (
-	Auto     NewEndpointLane = "auto"
-	Batch    NewEndpointLane = "batch"
-	Workflow NewEndpointLane = "workflow"
+	Auto     Lane = "auto"
+	Batch    Lane = "batch"
+	Workflow Lane = "workflow"
 )
 
-// Valid indicates whether the value is a known member of the NewEndpointLane enum.
-func (e NewEndpointLane) Valid() bool {
+// Valid indicates whether the value is a known member of the Lane enum.
+func (e Lane) Valid() bool {
 	switch e {
 	case Auto:
 		return true
@@ -191,25 +218,70 @@ func (e ScheduleType) Valid() bool {
 	}
 }
 
+// Defines values for StandardWebhooksHeaders.
+const (
+	Svix    StandardWebhooksHeaders = "svix"
+	Webhook StandardWebhooksHeaders = "webhook"
+)
+
+// Valid indicates whether the value is a known member of the StandardWebhooksHeaders enum.
+func (e StandardWebhooksHeaders) Valid() bool {
+	switch e {
+	case Svix:
+		return true
+	case Webhook:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for VerificationScheme.
 const (
-	VerificationSchemeGithub VerificationScheme = "github"
-	VerificationSchemeHmac   VerificationScheme = "hmac"
-	VerificationSchemeNone   VerificationScheme = "none"
+	VerificationSchemeAPIKey   VerificationScheme = "api_key"
+	VerificationSchemeBasic    VerificationScheme = "basic"
+	VerificationSchemeGithub   VerificationScheme = "github"
+	VerificationSchemeHmac     VerificationScheme = "hmac"
+	VerificationSchemeNone     VerificationScheme = "none"
+	VerificationSchemeShopify  VerificationScheme = "shopify"
+	VerificationSchemeSlack    VerificationScheme = "slack"
+	VerificationSchemeStandard VerificationScheme = "standard"
+	VerificationSchemeStripe   VerificationScheme = "stripe"
 )
 
 // Valid indicates whether the value is a known member of the VerificationScheme enum.
 func (e VerificationScheme) Valid() bool {
 	switch e {
+	case VerificationSchemeAPIKey:
+		return true
+	case VerificationSchemeBasic:
+		return true
 	case VerificationSchemeGithub:
 		return true
 	case VerificationSchemeHmac:
 		return true
 	case VerificationSchemeNone:
 		return true
+	case VerificationSchemeShopify:
+		return true
+	case VerificationSchemeSlack:
+		return true
+	case VerificationSchemeStandard:
+		return true
+	case VerificationSchemeStripe:
+		return true
 	default:
 		return false
 	}
+}
+
+// APIKeyHeader For scheme `api_key` only, and needed there.
+type APIKeyHeader struct {
+	// Header The header that holds the key, in any case; not one of the connection, such as Host.
+	Header string `json:"header"`
+
+	// Prefix What stands before the key, such as `Bearer `.
+	Prefix *string `json:"prefix,omitempty"`
 }
 
 // Attempt One HTTP request and its outcome, or the decision to send no (more) requests.
@@ -337,6 +409,23 @@ type Endpoint struct {
 	Verification Verification `json:"verification"`
 }
 
+// EndpointChange defines model for EndpointChange.
+type EndpointChange struct {
+	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
+	Duplicates *Duplicates `json:"duplicates,omitempty"`
+
+	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
+	Lane *Lane   `json:"lane,omitempty"`
+	Name *string `json:"name,omitempty"`
+
+	// Secrets Together with `verification` only: they take the place of all others, which expire at once. Needed if the new
+	// scheme's secrets are of another form. Otherwise the secrets stay; with scheme `none` they expire.
+	Secrets *[]string `json:"secrets,omitempty"`
+
+	// Verification How a source proves that a webhook is its own.
+	Verification *Verification `json:"verification,omitempty"`
+}
+
 // EndpointPage defines model for EndpointPage.
 type EndpointPage struct {
 	Data []Endpoint `json:"data"`
@@ -392,8 +481,18 @@ type HMAC struct {
 	// Header The header that holds the signature, in any case; not one of the connection, such as Host.
 	Header string `json:"header"`
 
+	// IDHeader The header that holds `{id}`; needed exactly if `signed` has it.
+	IDHeader *string `json:"id_header,omitempty"`
+
 	// Prefix What stands before the encoded signature, such as `sha256=`.
 	Prefix *string `json:"prefix,omitempty"`
+
+	// Signed What is signed: `{body}` at the end, and before it any text, `{timestamp}` and `{id}`, each at most once and
+	// followed by text (after `{timestamp}` no digit), such as `{id}.{timestamp}.{body}`.
+	Signed *string `json:"signed,omitempty"`
+
+	// TimestampHeader The header that holds `{timestamp}`, in Unix seconds; needed exactly if `signed` has it.
+	TimestampHeader *string `json:"timestamp_header,omitempty"`
 }
 
 // HMACAlgorithm defines model for HMAC.Algorithm.
@@ -401,6 +500,22 @@ type HMACAlgorithm string
 
 // HMACEncoding defines model for HMAC.Encoding.
 type HMACEncoding string
+
+// Handshake What the provider sends before the first webhook. It is answered and not kept.
+type Handshake struct {
+	// Type `slack`: a signed POST of type `url_verification`; with scheme `slack` only. `meta`: a GET with `hub.challenge`.
+	// `dropbox`: a GET with `challenge`. `microsoft_graph`: a POST without body, with `validationToken`. `x`: a GET with
+	// `crc_token`; with scheme `hmac` over the body alone, and the newest secret signs.
+	Type HandshakeType `json:"type"`
+
+	// VerifyToken For `meta` only, and needed there: 16 to 255 bytes. Its hash is kept; it is never shown again.
+	VerifyToken *string `json:"verify_token,omitempty"`
+}
+
+// HandshakeType `slack`: a signed POST of type `url_verification`; with scheme `slack` only. `meta`: a GET with `hub.challenge`.
+// `dropbox`: a GET with `challenge`. `microsoft_graph`: a POST without body, with `validationToken`. `x`: a GET with
+// `crc_token`; with scheme `hmac` over the body alone, and the newest secret signs.
+type HandshakeType string
 
 // Health defines model for Health.
 type Health struct {
@@ -454,6 +569,9 @@ type Keys struct {
 	Origin string `json:"origin"`
 }
 
+// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
+type Lane string
+
 // NewDestination defines model for NewDestination.
 type NewDestination struct {
 	// Headers Up to 50 headers to add to every request, such as the receiver's credentials. Their values are never shown
@@ -483,9 +601,9 @@ type NewEndpoint struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
-	// Lane Whether deliveries are carried each by a workflow of its own or together.
-	Lane *NewEndpointLane `json:"lane,omitempty"`
-	Name string           `json:"name"`
+	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
+	Lane *Lane  `json:"lane,omitempty"`
+	Name string `json:"name"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
@@ -493,16 +611,24 @@ type NewEndpoint struct {
 	// request, is outside of the order.
 	Ordering *Ordering `json:"ordering,omitempty"`
 
-	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for `hmac` and
-	// `github`, any of them may sign; none for `none`. They are never shown again.
+	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for all schemes but
+	// `none`, any of them may sign. For `standard` each is `whsec_` and base64 of 24 to 64 bytes, or `whpk_` and base64
+	// of an Ed25519 public key; for `basic` user name, colon and a password of at least 16 bytes. They are never shown
+	// again.
 	Secrets *[]string `json:"secrets,omitempty"`
 
 	// Verification How a source proves that a webhook is its own.
 	Verification Verification `json:"verification"`
 }
 
-// NewEndpointLane Whether deliveries are carried each by a workflow of its own or together.
-type NewEndpointLane string
+// NewSecret defines model for NewSecret.
+type NewSecret struct {
+	// ExpireOthersInSeconds When the endpoint's other secrets expire, if not before; 0 is at once. Without it they stay as they are.
+	ExpireOthersInSeconds *int64 `json:"expire_others_in_seconds,omitempty"`
+
+	// Secret As in `secrets` of a new endpoint. Never shown again.
+	Secret string `json:"secret"`
+}
 
 // Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 // other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
@@ -586,6 +712,22 @@ type Schedule struct {
 // ScheduleType `exponential`: each wait is the last one times a factor. `list`: the waits are listed. `none`: one attempt.
 type ScheduleType string
 
+// Secret defines model for Secret.
+type Secret struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt Absent if it doesn't.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
+	// ID Example: sec_01h455vb4pex5vsknk084sn02q
+	ID string `json:"id"`
+}
+
+// SecretList defines model for SecretList.
+type SecretList struct {
+	Data []Secret `json:"data"`
+}
+
 // SignedTreeHead `signature` is Ed25519 over 48 bytes: tree_size (8, big-endian), timestamp (8, big-endian), root_hash (32).
 type SignedTreeHead struct {
 	// Checkpoint The same head as a signed note (https://c2sp.org/tlog-checkpoint).
@@ -605,18 +747,44 @@ type SignedTreeHead struct {
 	TreeSize  int64 `json:"tree_size"`
 }
 
+// StandardWebhooks For scheme `standard` only.
+type StandardWebhooks struct {
+	// Headers What the three headers' names begin with: `webhook-id`, or `svix-id`.
+	Headers *StandardWebhooksHeaders `json:"headers,omitempty"`
+}
+
+// StandardWebhooksHeaders What the three headers' names begin with: `webhook-id`, or `svix-id`.
+type StandardWebhooksHeaders string
+
 // Verification How a source proves that a webhook is its own.
 type Verification struct {
+	// APIKey For scheme `api_key` only, and needed there.
+	APIKey *APIKeyHeader `json:"api_key,omitempty"`
+
+	// Handshake What the provider sends before the first webhook. It is answered and not kept.
+	Handshake *Handshake `json:"handshake,omitempty"`
+
 	// Hmac For scheme `hmac` only, and needed there.
 	Hmac *HMAC `json:"hmac,omitempty"`
 
-	// Scheme `none`: not at all, whoever knows the URL can send. `github`: X-Hub-Signature-256. `hmac`: an HMAC of the body
-	// in a header, see `hmac`.
+	// Scheme `none`: not at all, whoever knows the URL can send. `github`: X-Hub-Signature-256. `stripe`: Stripe-Signature.
+	// `shopify`: X-Shopify-Hmac-Sha256. `slack`: X-Slack-Signature. `standard`: Standard Webhooks, `v1` and `v1a`.
+	// `hmac`: an HMAC in a header, see `hmac`. `basic`: a user name and password (RFC 7617). `api_key`: a key in a
+	// header, see `api_key`.
 	Scheme VerificationScheme `json:"scheme"`
+
+	// Standard For scheme `standard` only.
+	Standard *StandardWebhooks `json:"standard,omitempty"`
+
+	// ToleranceSeconds How far a signed timestamp may be from now, either way; default 300. Only where one is signed: schemes `stripe`,
+	// `slack`, `standard`, and `hmac` with {timestamp}.
+	ToleranceSeconds *int64 `json:"tolerance_seconds,omitempty"`
 }
 
-// VerificationScheme `none`: not at all, whoever knows the URL can send. `github`: X-Hub-Signature-256. `hmac`: an HMAC of the body
-// in a header, see `hmac`.
+// VerificationScheme `none`: not at all, whoever knows the URL can send. `github`: X-Hub-Signature-256. `stripe`: Stripe-Signature.
+// `shopify`: X-Shopify-Hmac-Sha256. `slack`: X-Slack-Signature. `standard`: Standard Webhooks, `v1` and `v1a`.
+// `hmac`: an HMAC in a header, see `hmac`. `basic`: a user name and password (RFC 7617). `api_key`: a key in a
+// header, see `api_key`.
 type VerificationScheme string
 
 // AttemptID Example: da_01h455vb4pex5vsknk084sn02q
@@ -709,8 +877,14 @@ type ListEventsParams struct {
 // CreateEndpointJSONRequestBody defines body for CreateEndpoint for application/json ContentType.
 type CreateEndpointJSONRequestBody = NewEndpoint
 
+// UpdateEndpointJSONRequestBody defines body for UpdateEndpoint for application/json ContentType.
+type UpdateEndpointJSONRequestBody = EndpointChange
+
 // AddDestinationJSONRequestBody defines body for AddDestination for application/json ContentType.
 type AddDestinationJSONRequestBody = NewDestination
+
+// AddSecretJSONRequestBody defines body for AddSecret for application/json ContentType.
+type AddSecretJSONRequestBody = NewSecret
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -741,9 +915,21 @@ type ServerInterface interface {
 	// GetEndpoint Read an endpoint with its destinations
 	// (GET /api/v1/endpoints/{endpoint_id})
 	GetEndpoint(c *gin.Context, endpointID EndpointID)
+	// UpdateEndpoint Change an endpoint
+	// (PATCH /api/v1/endpoints/{endpoint_id})
+	UpdateEndpoint(c *gin.Context, endpointID EndpointID)
 	// AddDestination Add a destination to an endpoint
 	// (POST /api/v1/endpoints/{endpoint_id}/destinations)
 	AddDestination(c *gin.Context, endpointID EndpointID)
+	// ListSecrets List an endpoint's valid secrets, oldest first
+	// (GET /api/v1/endpoints/{endpoint_id}/secrets)
+	ListSecrets(c *gin.Context, endpointID EndpointID)
+	// AddSecret Add a secret to an endpoint
+	// (POST /api/v1/endpoints/{endpoint_id}/secrets)
+	AddSecret(c *gin.Context, endpointID EndpointID)
+	// ExpireSecret Make a secret expire at once
+	// (DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id})
+	ExpireSecret(c *gin.Context, endpointID EndpointID, secretID string)
 	// ListEvents List events, newest first
 	// (GET /api/v1/events)
 	ListEvents(c *gin.Context, params ListEventsParams)
@@ -1061,6 +1247,31 @@ func (siw *ServerInterfaceWrapper) GetEndpoint(c *gin.Context) {
 	siw.Handler.GetEndpoint(c, endpointID)
 }
 
+// UpdateEndpoint operation middleware
+func (siw *ServerInterfaceWrapper) UpdateEndpoint(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "endpoint_id" -------------
+	var endpointID EndpointID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "endpoint_id", c.Param("endpoint_id"), &endpointID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter endpoint_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.UpdateEndpoint(c, endpointID)
+}
+
 // AddDestination operation middleware
 func (siw *ServerInterfaceWrapper) AddDestination(c *gin.Context) {
 
@@ -1084,6 +1295,90 @@ func (siw *ServerInterfaceWrapper) AddDestination(c *gin.Context) {
 	}
 
 	siw.Handler.AddDestination(c, endpointID)
+}
+
+// ListSecrets operation middleware
+func (siw *ServerInterfaceWrapper) ListSecrets(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "endpoint_id" -------------
+	var endpointID EndpointID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "endpoint_id", c.Param("endpoint_id"), &endpointID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter endpoint_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListSecrets(c, endpointID)
+}
+
+// AddSecret operation middleware
+func (siw *ServerInterfaceWrapper) AddSecret(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "endpoint_id" -------------
+	var endpointID EndpointID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "endpoint_id", c.Param("endpoint_id"), &endpointID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter endpoint_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.AddSecret(c, endpointID)
+}
+
+// ExpireSecret operation middleware
+func (siw *ServerInterfaceWrapper) ExpireSecret(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "endpoint_id" -------------
+	var endpointID EndpointID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "endpoint_id", c.Param("endpoint_id"), &endpointID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter endpoint_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Path parameter "secret_id" -------------
+	var secretID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "secret_id", c.Param("secret_id"), &secretID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter secret_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ExpireSecret(c, endpointID, secretID)
 }
 
 // ListEvents operation middleware
@@ -1260,6 +1555,10 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/endpoints", wrapper.ListEndpoints)
 	router.POST(options.BaseURL+"/api/v1/endpoints", wrapper.CreateEndpoint)
 	router.GET(options.BaseURL+"/api/v1/endpoints/:endpoint_id", wrapper.GetEndpoint)
+	router.PATCH(options.BaseURL+"/api/v1/endpoints/:endpoint_id", wrapper.UpdateEndpoint)
+	router.GET(options.BaseURL+"/api/v1/endpoints/:endpoint_id/secrets", wrapper.ListSecrets)
+	router.POST(options.BaseURL+"/api/v1/endpoints/:endpoint_id/secrets", wrapper.AddSecret)
+	router.DELETE(options.BaseURL+"/api/v1/endpoints/:endpoint_id/secrets/:secret_id", wrapper.ExpireSecret)
 	router.POST(options.BaseURL+"/api/v1/endpoints/:endpoint_id/destinations", wrapper.AddDestination)
 	router.GET(options.BaseURL+"/api/v1/events", wrapper.ListEvents)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id", wrapper.GetEvent)
@@ -2219,6 +2518,137 @@ func (response GetEndpointdefaultApplicationProblemPlusJSONResponse) VisitGetEnd
 	return err
 }
 
+type UpdateEndpointRequestObject struct {
+	EndpointID EndpointID `json:"endpoint_id"`
+	Body       *UpdateEndpointJSONRequestBody
+}
+
+type UpdateEndpointResponseObject interface {
+	VisitUpdateEndpointResponse(w http.ResponseWriter) error
+}
+
+type UpdateEndpoint200JSONResponse Endpoint
+
+func (response UpdateEndpoint200JSONResponse) VisitUpdateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateEndpoint400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateEndpoint400ApplicationProblemPlusJSONResponse) VisitUpdateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateEndpoint401ApplicationProblemPlusJSONResponse Problem
+
+func (response UpdateEndpoint401ApplicationProblemPlusJSONResponse) VisitUpdateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateEndpoint404ApplicationProblemPlusJSONResponse Problem
+
+func (response UpdateEndpoint404ApplicationProblemPlusJSONResponse) VisitUpdateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateEndpoint413ApplicationProblemPlusJSONResponse Problem
+
+func (response UpdateEndpoint413ApplicationProblemPlusJSONResponse) VisitUpdateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateEndpoint422ApplicationProblemPlusJSONResponse Problem
+
+func (response UpdateEndpoint422ApplicationProblemPlusJSONResponse) VisitUpdateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateEndpoint503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateEndpoint503ApplicationProblemPlusJSONResponse) VisitUpdateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateEndpointdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateEndpointdefaultApplicationProblemPlusJSONResponse) VisitUpdateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type AddDestinationRequestObject struct {
 	EndpointID EndpointID `json:"endpoint_id"`
 	Body       *AddDestinationJSONRequestBody
@@ -2353,6 +2783,336 @@ type AddDestinationdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response AddDestinationdefaultApplicationProblemPlusJSONResponse) VisitAddDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSecretsRequestObject struct {
+	EndpointID EndpointID `json:"endpoint_id"`
+}
+
+type ListSecretsResponseObject interface {
+	VisitListSecretsResponse(w http.ResponseWriter) error
+}
+
+type ListSecrets200JSONResponse SecretList
+
+func (response ListSecrets200JSONResponse) VisitListSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSecrets401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ListSecrets401ApplicationProblemPlusJSONResponse) VisitListSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSecrets404ApplicationProblemPlusJSONResponse Problem
+
+func (response ListSecrets404ApplicationProblemPlusJSONResponse) VisitListSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSecrets503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ListSecrets503ApplicationProblemPlusJSONResponse) VisitListSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSecretsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSecretsdefaultApplicationProblemPlusJSONResponse) VisitListSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecretRequestObject struct {
+	EndpointID EndpointID `json:"endpoint_id"`
+	Body       *AddSecretJSONRequestBody
+}
+
+type AddSecretResponseObject interface {
+	VisitAddSecretResponse(w http.ResponseWriter) error
+}
+
+type AddSecret201JSONResponse Secret
+
+func (response AddSecret201JSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecret400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response AddSecret400ApplicationProblemPlusJSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecret401ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSecret401ApplicationProblemPlusJSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecret404ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSecret404ApplicationProblemPlusJSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecret409ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSecret409ApplicationProblemPlusJSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecret413ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSecret413ApplicationProblemPlusJSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecret422ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSecret422ApplicationProblemPlusJSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecret503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response AddSecret503ApplicationProblemPlusJSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddSecretdefaultApplicationProblemPlusJSONResponse) VisitAddSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSecretRequestObject struct {
+	EndpointID EndpointID `json:"endpoint_id"`
+	SecretID   string     `json:"secret_id"`
+}
+
+type ExpireSecretResponseObject interface {
+	VisitExpireSecretResponse(w http.ResponseWriter) error
+}
+
+type ExpireSecret204Response struct {
+}
+
+func (response ExpireSecret204Response) VisitExpireSecretResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type ExpireSecret401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ExpireSecret401ApplicationProblemPlusJSONResponse) VisitExpireSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSecret404ApplicationProblemPlusJSONResponse Problem
+
+func (response ExpireSecret404ApplicationProblemPlusJSONResponse) VisitExpireSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSecret409ApplicationProblemPlusJSONResponse Problem
+
+func (response ExpireSecret409ApplicationProblemPlusJSONResponse) VisitExpireSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSecret503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ExpireSecret503ApplicationProblemPlusJSONResponse) VisitExpireSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ExpireSecretdefaultApplicationProblemPlusJSONResponse) VisitExpireSecretResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2809,9 +3569,21 @@ type StrictServerInterface interface {
 	// GetEndpoint Read an endpoint with its destinations
 	// (GET /api/v1/endpoints/{endpoint_id})
 	GetEndpoint(ctx context.Context, request GetEndpointRequestObject) (GetEndpointResponseObject, error)
+	// UpdateEndpoint Change an endpoint
+	// (PATCH /api/v1/endpoints/{endpoint_id})
+	UpdateEndpoint(ctx context.Context, request UpdateEndpointRequestObject) (UpdateEndpointResponseObject, error)
 	// AddDestination Add a destination to an endpoint
 	// (POST /api/v1/endpoints/{endpoint_id}/destinations)
 	AddDestination(ctx context.Context, request AddDestinationRequestObject) (AddDestinationResponseObject, error)
+	// ListSecrets List an endpoint's valid secrets, oldest first
+	// (GET /api/v1/endpoints/{endpoint_id}/secrets)
+	ListSecrets(ctx context.Context, request ListSecretsRequestObject) (ListSecretsResponseObject, error)
+	// AddSecret Add a secret to an endpoint
+	// (POST /api/v1/endpoints/{endpoint_id}/secrets)
+	AddSecret(ctx context.Context, request AddSecretRequestObject) (AddSecretResponseObject, error)
+	// ExpireSecret Make a secret expire at once
+	// (DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id})
+	ExpireSecret(ctx context.Context, request ExpireSecretRequestObject) (ExpireSecretResponseObject, error)
 	// ListEvents List events, newest first
 	// (GET /api/v1/events)
 	ListEvents(ctx context.Context, request ListEventsRequestObject) (ListEventsResponseObject, error)
@@ -3141,6 +3913,50 @@ func (sh *strictHandler) GetEndpoint(ctx *gin.Context, endpointID EndpointID) {
 	}
 }
 
+// UpdateEndpoint operation middleware
+func (sh *strictHandler) UpdateEndpoint(ctx *gin.Context, endpointID EndpointID) {
+	var request UpdateEndpointRequestObject
+
+	request.EndpointID = endpointID
+
+	var body UpdateEndpointJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateEndpoint(ctx, request.(UpdateEndpointRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateEndpoint")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(UpdateEndpointResponseObject); ok {
+		if err := validResponse.VisitUpdateEndpointResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // AddDestination operation middleware
 func (sh *strictHandler) AddDestination(ctx *gin.Context, endpointID EndpointID) {
 	var request AddDestinationRequestObject
@@ -3178,6 +3994,103 @@ func (sh *strictHandler) AddDestination(ctx *gin.Context, endpointID EndpointID)
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(AddDestinationResponseObject); ok {
 		if err := validResponse.VisitAddDestinationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSecrets operation middleware
+func (sh *strictHandler) ListSecrets(ctx *gin.Context, endpointID EndpointID) {
+	var request ListSecretsRequestObject
+
+	request.EndpointID = endpointID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSecrets(ctx, request.(ListSecretsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSecrets")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListSecretsResponseObject); ok {
+		if err := validResponse.VisitListSecretsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AddSecret operation middleware
+func (sh *strictHandler) AddSecret(ctx *gin.Context, endpointID EndpointID) {
+	var request AddSecretRequestObject
+
+	request.EndpointID = endpointID
+
+	var body AddSecretJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddSecret(ctx, request.(AddSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddSecret")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(AddSecretResponseObject); ok {
+		if err := validResponse.VisitAddSecretResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ExpireSecret operation middleware
+func (sh *strictHandler) ExpireSecret(ctx *gin.Context, endpointID EndpointID, secretID string) {
+	var request ExpireSecretRequestObject
+
+	request.EndpointID = endpointID
+	request.SecretID = secretID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ExpireSecret(ctx, request.(ExpireSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ExpireSecret")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ExpireSecretResponseObject); ok {
+		if err := validResponse.VisitExpireSecretResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

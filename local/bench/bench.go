@@ -286,7 +286,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.receiver, err = startReceiver(r.ReceiverHost, r.ledger, r.Latency, r.Fail); err != nil {
 		return err
 	}
-	lane := client.NewEndpointLane(r.Lane)
+	lane := client.Lane(r.Lane)
 	for i := range r.Destinations {
 		answer, err := r.api.CreateEndpointWithResponse(ctx, client.NewEndpoint{
 			Name: fmt.Sprintf("bench %d", i), Verification: client.Verification{Scheme: client.VerificationSchemeNone}, Lane: &lane,

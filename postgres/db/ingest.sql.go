@@ -17,6 +17,8 @@ const endpointForIngest = `-- name: EndpointForIngest :one
 select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
+    array(select coalesce((extract(epoch from s.expires_at) * 1000)::bigint, 0) from endpoint_secrets s
+        where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bigint[] as secret_expiries,
     array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[] as destinations
 from endpoints e
 join tenants t on t.id = e.tenant_id
@@ -24,17 +26,19 @@ where e.id = $1 and e.deleted_at is null and t.deleted_at is null
 `
 
 type EndpointForIngestRow struct {
-	ID           uuid.UUID
-	TenantID     uuid.UUID
-	LogID        uuid.UUID
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Ordering     json.RawMessage
-	Secrets      [][]byte
-	Destinations []uuid.UUID
+	ID             uuid.UUID
+	TenantID       uuid.UUID
+	LogID          uuid.UUID
+	Verification   json.RawMessage
+	Duplicates     json.RawMessage
+	Ordering       json.RawMessage
+	Secrets        [][]byte
+	SecretExpiries []int64
+	Destinations   []uuid.UUID
 }
 
 // Read by role kapsel_engine on the way in.
+// The secrets that are valid, oldest first, and when each expires: in Unix milliseconds, 0 for never.
 func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (EndpointForIngestRow, error) {
 	row := q.db.QueryRow(ctx, endpointForIngest, id)
 	var i EndpointForIngestRow
@@ -46,6 +50,7 @@ func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (Endpoint
 		&i.Duplicates,
 		&i.Ordering,
 		&i.Secrets,
+		&i.SecretExpiries,
 		&i.Destinations,
 	)
 	return i, err
