@@ -38,6 +38,7 @@ var (
 	kindTooSlow      = kind{"request-timeout", http.StatusRequestTimeout, "Request too slow"}
 	kindKeyConflict  = kind{"idempotency-conflict", http.StatusConflict, "Idempotency-Key used before"}
 	kindLimitReached = kind{"limit-reached", http.StatusConflict, "Limit reached"}
+	kindNeeded       = kind{"still-needed", http.StatusConflict, "Still needed"}
 	kindGone         = kind{"erased", http.StatusGone, "Erased"}
 	kindTooLarge     = kind{"too-large", http.StatusRequestEntityTooLarge, "Request too large"}
 	kindField        = kind{"invalid-field", http.StatusUnprocessableEntity, "Invalid field"}
