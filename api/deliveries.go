@@ -30,6 +30,10 @@ func (s *Server) ListDeliveries(ctx context.Context, request openapi.ListDeliver
 	var page found[deliveryRow]
 	err = s.inTenant(ctx, func(tx pgx.Tx, tenant uuid.UUID) error {
 		in := newSpan(p, tenant, request.Params.CreatedAfter, request.Params.CreatedBefore)
+		if filter.EventID != nil { // none is older than its event
+			first, _ := millisecond(*filter.EventID)
+			in.floor = latest(in.floor, first)
+		}
 		page, err = searchDeliveries(db.New(tx), in, int(p.limit), filter).run(ctx)
 		return err
 	})

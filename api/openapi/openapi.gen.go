@@ -830,15 +830,17 @@ type ListDeliveriesParams struct {
 	State         *string `form:"state,omitempty" json:"state,omitempty"`
 	DestinationID *string `form:"destination_id,omitempty" json:"destination_id,omitempty"`
 	EndpointID    *string `form:"endpoint_id,omitempty" json:"endpoint_id,omitempty"`
-	EventID       *string `form:"event_id,omitempty" json:"event_id,omitempty"`
+
+	// EventID The event itself shows its deliveries at once; this finds them as well, from the newest back.
+	EventID *string `form:"event_id,omitempty" json:"event_id,omitempty"`
 
 	// Lane How it is carried, or was last: `workflow` or `batch`.
 	Lane *string `form:"lane,omitempty" json:"lane,omitempty"`
 
-	// CreatedAfter Only deliveries created at this time or later, to the millisecond.
+	// CreatedAfter Only deliveries created at this time or later, to the millisecond; a date alone is its beginning in UTC.
 	CreatedAfter *time.Time `form:"created_after,omitempty" json:"created_after,omitempty"`
 
-	// CreatedBefore Only deliveries created before this time, to the millisecond.
+	// CreatedBefore Only deliveries created before this time, to the millisecond; a date alone is its beginning in UTC.
 	CreatedBefore *time.Time `form:"created_before,omitempty" json:"created_before,omitempty"`
 }
 
@@ -862,10 +864,10 @@ type ListEventsParams struct {
 	// EndpointID Only events of this endpoint.
 	EndpointID *string `form:"endpoint_id,omitempty" json:"endpoint_id,omitempty"`
 
-	// AcceptedAfter Only events accepted at this time or later, to the millisecond.
+	// AcceptedAfter Only events accepted at this time or later, to the millisecond; a date alone is its beginning in UTC.
 	AcceptedAfter *time.Time `form:"accepted_after,omitempty" json:"accepted_after,omitempty"`
 
-	// AcceptedBefore Only events accepted before this time, to the millisecond.
+	// AcceptedBefore Only events accepted before this time, to the millisecond; a date alone is its beginning in UTC.
 	AcceptedBefore *time.Time `form:"accepted_before,omitempty" json:"accepted_before,omitempty"`
 
 	// ContentType Only events of this media type, in any case and whatever its parameters, such as `application/json`.
