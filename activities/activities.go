@@ -38,7 +38,8 @@ type SendInput struct {
 type SendResult struct {
 	// Moved: nothing was sent, because the delivery isn't (any longer) this carrier's.
 	Moved bool
-	// Canceled: nothing was sent, and the delivery is over, because the destination was deleted. It is recorded.
+	// Canceled: nothing was sent, and the delivery is over, as is recorded: its destination was deleted. (Progress or Moved
+	// says so too, to a worker of the version before.)
 	Canceled bool `json:",omitempty"`
 	// Held: nothing was sent, because the destination is paused or disabled.
 	Held bool

@@ -34,7 +34,7 @@ func (a *Activities) cancelDeleted(ctx context.Context, to *postgres.Destination
 	case progress.State != string(delivery.Canceled):
 		return SendResult{Moved: true}, nil
 	}
-	return SendResult{Canceled: true}, nil
+	return SendResult{Canceled: true, Progress: &progress}, nil
 }
 
 // cancel makes the leaf that says why no (more) requests are sent, and ends d.

@@ -114,7 +114,7 @@ func (a *Activities) alreadyRecorded(ctx context.Context, deliveryID uuid.UUID, 
 		return SendResult{}, temporal.NewApplicationErrorWithCause("look up attempt", notSent, err)
 	}
 	if progress.State == string(delivery.Canceled) {
-		return SendResult{Canceled: true}, nil
+		return SendResult{Canceled: true, Moved: true}, nil
 	}
 	if progress.Moved {
 		return SendResult{Moved: true}, nil

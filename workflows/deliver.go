@@ -74,10 +74,10 @@ func (d *deliverer) run(ctx workflow.Context) (DeliverResult, error) {
 			return DeliverResult{}, err
 		}
 		switch {
-		case sent.Moved:
-			return d.end(ctx, OutcomeSuperseded)
 		case sent.Canceled:
 			return d.end(ctx, string(delivery.Canceled))
+		case sent.Moved:
+			return d.end(ctx, OutcomeSuperseded)
 		case sent.Held:
 			return d.park(ctx, sent.Unused)
 		}

@@ -160,10 +160,15 @@ func TestAHeldDeliveryGoesBackIntoTheQueue(t *testing.T) {
 // A delivery whose destination was deleted is over without another attempt.
 func TestACanceledDeliveryEnds(t *testing.T) {
 	t.Parallel()
-	c := newCarrier(t, recorded("pending", time.Second), answered(activities.SendResult{Canceled: true}))
-	require.Equal(t, workflows.DeliverResult{Outcome: "canceled", Attempts: 1}, c.run(t, localInput()))
-	require.Equal(t, []string{"canceled"}, c.outcomes)
-	require.Empty(t, c.requeued)
+	for _, how := range []activities.SendResult{
+		{Canceled: true, Progress: &activities.Progress{State: "canceled"}},
+		{Canceled: true, Moved: true}, // it was recorded by a run of which Temporal never heard
+	} {
+		c := newCarrier(t, recorded("pending", time.Second), answered(how))
+		require.Equal(t, workflows.DeliverResult{Outcome: "canceled", Attempts: 1}, c.run(t, localInput()))
+		require.Equal(t, []string{"canceled"}, c.outcomes)
+		require.Empty(t, c.requeued)
+	}
 }
 
 func TestADeliveryThatIsElsewhereIsLeftAlone(t *testing.T) {
