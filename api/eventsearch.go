@@ -109,8 +109,8 @@ func (f *eventFilter) isDear() bool { return f.deliveryState != nil || f.headerN
 func (f *eventFilter) read(ctx context.Context, q *db.Queries, in span, most int) ([]eventRow, error) {
 	params := f.row
 	params.Before, params.Floor, params.MaxRows = in.before, in.floor, int32(most)
-	if f.isDear() {
-		params.MaxRows = dearChunk
+	if f.isDear() { // all of the chunk, and what was committed into it since its end was found
+		params.MaxRows = dearChunk + searchRows
 	}
 	rows, err := q.SearchEvents(ctx, params)
 	if err != nil {

@@ -37,6 +37,13 @@ func (b *testBundle) allDeliveries(t testing.TB, query string, between func()) (
 	}
 }
 
+// nextMillisecond waits until what is stored from now on has a later time than what is.
+func nextMillisecond(t testing.TB) {
+	t.Helper()
+	now := time.Now().UnixMilli()
+	require.Eventually(t, func() bool { return time.Now().UnixMilli() > now }, time.Second, time.Millisecond)
+}
+
 func idsOf(deliveries []openapi.DeliverySummary) []string {
 	ids := make([]string, len(deliveries))
 	for i, d := range deliveries {
@@ -52,7 +59,7 @@ func TestDeliveriesAreListedNewestFirstWhileOthersArrive(t *testing.T) {
 	var want []string
 	for i := range 7 {
 		want = append(want, id.Delivery.Format(b.deliveryOf(t, acceptedID(t, b.ingest(t, endpoint, fmt.Sprint(i))))))
-		time.Sleep(2 * time.Millisecond) // their order is that of their milliseconds
+		nextMillisecond(t) // their order is that of their milliseconds
 	}
 	slices.Reverse(want)
 	got, pages := b.allDeliveries(t, "limit=3", func() { acceptedID(t, b.ingest(t, endpoint, "meanwhile")) })
@@ -73,7 +80,7 @@ func TestDeliveriesAreFiltered(t *testing.T) {
 		delivery := b.deliveryOf(t, acceptedID(t, b.ingest(t, two.ID, outcome)))
 		b.record(t, delivery, outcome, outcome == "failed")
 		ids = append(ids, id.Delivery.Format(delivery))
-		time.Sleep(2 * time.Millisecond) // so that their times differ
+		nextMillisecond(t) // so that their times differ
 	}
 	_, err := b.owner.Exec(t.Context(), "update deliveries set lane = 'batch' where state = 'pending' and next_attempt = 2")
 	require.NoError(t, err)
@@ -166,9 +173,9 @@ func TestEventsAreSearched(t *testing.T) {
 	b := setup(t)
 	endpoint := b.endpoint(t)
 	push := acceptedID(t, b.ingest(t, endpoint, "1", "Content-Type", "application/json; charset=utf-8", "X-GitHub-Event", "push", "Idempotency-Key", "key-1"))
-	time.Sleep(2 * time.Millisecond)
+	nextMillisecond(t)
 	ping := acceptedID(t, b.ingest(t, endpoint, "2", "Content-Type", "APPLICATION/JSON", "x-github-event", "ping", "X-Idempotency-Key", "key-2"))
-	time.Sleep(2 * time.Millisecond)
+	nextMillisecond(t)
 	plain := acceptedID(t, b.ingest(t, endpoint, "3", "Content-Type", "text/plain", "X-Twice", "a", "X-Twice", "b"))
 	b.record(t, b.deliveryOf(t, ping), "failed", true)
 	list := func(query string) []string { return b.listAll(t, "/api/v1/events?"+query, 50) }

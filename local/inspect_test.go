@@ -49,18 +49,18 @@ func startPrinter(t *testing.T, status int) string {
 func TestInspectGuide(t *testing.T) {
 	const guide = "docs/guides/inspect.md"
 	s := startTestStack(t)
-	script := strings.NewReplacer(".kapsel/", s.stack.dir+"/", "127.0.0.1:9000", startPrinter(t, http.StatusOK),
+	script := strings.NewReplacer(".kapsel/", s.dir+"/", "127.0.0.1:9000", startPrinter(t, http.StatusOK),
 		"127.0.0.1:9001", startPrinter(t, http.StatusServiceUnavailable)).Replace(blocks(t, guide, "sh"))
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script+"\nset -o posix; set > "+s.stack.dir+"/variables")
+	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script+"\nset -o posix; set > "+s.dir+"/variables")
 	cmd.Dir = ".."
 	output, err := cmd.CombinedOutput()
 	require.NoError(t, err, string(output))
 	require.Contains(t, string(output), `{"order": 4711}`, "the payload")
 	require.Contains(t, string(output), `"inclusion_proof"`)
 
-	variables, err := os.ReadFile(filepath.Join(s.stack.dir, "variables"))
+	variables, err := os.ReadFile(filepath.Join(s.dir, "variables"))
 	require.NoError(t, err)
 	set := map[string]string{}
 	for line := range strings.Lines(string(variables)) {
