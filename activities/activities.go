@@ -38,7 +38,10 @@ type SendInput struct {
 type SendResult struct {
 	// Moved: nothing was sent, because the delivery isn't (any longer) this carrier's.
 	Moved bool
-	// Held: nothing was sent, because the destination is paused, disabled or removed.
+	// Canceled: nothing was sent, and the delivery is over, as is recorded: its destination was deleted. (Progress or Moved
+	// says so too, to a worker of the version before.)
+	Canceled bool `json:",omitempty"`
+	// Held: nothing was sent, because the destination is paused or disabled.
 	Held bool
 	// Unused (of a held one): the start that the claim counted was this one's, so nothing was sent for it.
 	Unused bool

@@ -25,8 +25,9 @@ const (
 	leastConcurrency = 4
 	// batchBytes is how much of its payloads a batch holds in memory at a time.
 	batchBytes = 16 << 20
-	// heldDelay is how long a delivery waits in the queue whose destination is held.
-	heldDelay = 30 * time.Second
+	// unusableDelay is how long a delivery waits in the queue of which no request can be made. One whose destination is
+	// held is due at once: nobody claims it, and it goes out as soon as the destination is resumed.
+	unusableDelay = 30 * time.Second
 )
 
 // BatchInput names a batch by the claim that made it.
@@ -184,13 +185,17 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 
 // attempt sends one delivery once there is a place at its destination, and records it.
 func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
+	if to.target != nil && to.Deleted {
+		b.cancel(ctx, row, to)
+		return
+	}
 	if !b.mayBegin(ctx, row, to) {
 		return
 	}
 	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload})
 	<-to.places
 	if err != nil {
-		b.putOff(row, heldDelay) // no request could be made of it
+		b.putOff(row, unusableDelay) // no request could be made of it
 		return
 	}
 	outcome.Park = true // of a delivery that isn't over: nobody carries it any longer
@@ -198,12 +203,29 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 		Outcome: outcome, Response: response, Commitment: &row.Payload.Commitment})
 }
 
+// cancel ends a delivery whose destination was deleted; if it can't be recorded, it goes back into the queue.
+func (b *batch) cancel(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
+	b.decided.Done()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
+	defer cancel()
+	recording, err := canceling(to.Destination, postgres.Start{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt}, true)
+	if err == nil {
+		recording.Commitment = &row.Payload.Commitment
+		_, err = b.recordInTime(ctx, recording)
+	}
+	if err != nil {
+		b.putOff(row, unusableDelay)
+	}
+}
+
 // mayBegin decides whether a delivery is sent by this batch; if not it was put off.
 func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) bool {
 	defer b.decided.Done()
 	switch {
-	case to.target == nil || to.Held:
-		b.putOff(row, heldDelay)
+	case to.target == nil:
+		b.putOff(row, unusableDelay)
+	case to.Held:
+		b.putOff(row, 0)
 	case !b.begin(ctx, to):
 		b.putOff(row, 0)
 	default:

@@ -234,7 +234,7 @@ func TestBatchToAHeldDestinationSendsNothing(t *testing.T) {
 		require.Empty(t, r.got(), name)
 		healthy.requireOnce(t, delivered)
 		for _, delivery := range waiting {
-			b.requireUnsent(t, delivery, 30*time.Second)
+			b.requireUnsent(t, delivery, 0)
 		}
 	}
 }

@@ -23,6 +23,10 @@ type Recording struct {
 	Response Response
 	// Commitment is that of the event, if the sender has it at hand; nil: it is read.
 	Commitment *postgres.Commitment
+	// Cancel, if set, is why the delivery ends here: Attempt is not made, and a leaf of kind canceled says so.
+	Cancel delivery.Reason
+	// Unused (of a cancel): the start that the claim counted surely never became a request.
+	Unused bool
 	// LookOnly: record nothing, only say where the delivery stands.
 	LookOnly bool
 }
@@ -168,6 +172,9 @@ func (r *Recording) standing(d *postgres.Delivery) Progress {
 
 // apply makes the attempt's leaf, the terminal leaf if the delivery is over, and moves d to where it stands then.
 func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
+	if r.Cancel != "" {
+		return r.cancel(d)
+	}
 	before := *d
 	attempt, err := r.attempt(d)
 	if err != nil {

@@ -125,7 +125,6 @@ func TestSendAgainAnswersFromTheRecord(t *testing.T) {
 var holds = map[string]string{
 	"paused":   "paused_at = now()",
 	"disabled": "disabled_at = now(), disabled_reason = 'by hand'",
-	"removed":  "deleted_at = now()",
 }
 
 func TestSendToAHeldDestinationSendsNothing(t *testing.T) {

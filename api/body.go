@@ -24,10 +24,12 @@ const maxManagementBody = 1 << 20
 
 // bodies are the types of the JSON bodies that routes take, by method and path. A route that isn't named here takes none.
 var bodies = map[string]reflect.Type{
-	"POST /api/v1/endpoints":                           reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
-	"POST /api/v1/endpoints/:endpoint_id/destinations": reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
-	"PATCH /api/v1/endpoints/:endpoint_id":             reflect.TypeFor[openapi.UpdateEndpointJSONRequestBody](),
-	"POST /api/v1/endpoints/:endpoint_id/secrets":      reflect.TypeFor[openapi.AddSecretJSONRequestBody](),
+	"POST /api/v1/endpoints":                            reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
+	"POST /api/v1/endpoints/:endpoint_id/destinations":  reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
+	"PATCH /api/v1/endpoints/:endpoint_id":              reflect.TypeFor[openapi.UpdateEndpointJSONRequestBody](),
+	"POST /api/v1/endpoints/:endpoint_id/secrets":       reflect.TypeFor[openapi.AddSecretJSONRequestBody](),
+	"PATCH /api/v1/destinations/:destination_id":        reflect.TypeFor[openapi.UpdateDestinationJSONRequestBody](),
+	"POST /api/v1/destinations/:destination_id/secrets": reflect.TypeFor[openapi.AddSigningSecretJSONRequestBody](),
 }
 
 // checkBody reads a request's JSON before the generated code does and refuses what encoding/json would silently mend.

@@ -97,15 +97,14 @@ func (s *Server) parseDestination(base string, body *openapi.NewDestination) (*n
 	}
 	// The log must be able to name every URL that is stored: no attempt may fail to be recorded.
 	if _, err := attestation.EndpointURL(body.URL, d.row.SecretPath); err != nil {
-		return nil, invalidField(join(base, "url"), "must have a host name or address that can be written in a proof, and a path that is not too long")
-	}
-	if ms := body.TimeoutMs; ms != nil {
-		if *ms < minTimeoutMS || *ms > maxTimeoutMS {
-			return nil, invalidField(join(base, "timeout_ms"), "must be %d to %d, not %d", minTimeoutMS, maxTimeoutMS, *ms)
-		}
-		d.row.TimeoutMs = int32(*ms)
+		return nil, unprovable(join(base, "url"))
 	}
 	var err error
+	if ms := body.TimeoutMs; ms != nil {
+		if d.row.TimeoutMs, err = parseTimeout(join(base, "timeout_ms"), *ms); err != nil {
+			return nil, err
+		}
+	}
 	if d.schedule, err = parseSchedule(join(base, "schedule"), body.Schedule); err != nil {
 		return nil, err
 	}
@@ -120,6 +119,18 @@ func (s *Server) parseDestination(base string, body *openapi.NewDestination) (*n
 	}
 	d.secret = webhook.NewSigningSecret()
 	return d, nil
+}
+
+// unprovable refuses a URL that a leaf can't name.
+func unprovable(field string) *problem {
+	return invalidField(field, "must have a host name or address that can be written in a proof, and a path that is not too long")
+}
+
+func parseTimeout(field string, ms int) (int32, error) {
+	if ms < minTimeoutMS || ms > maxTimeoutMS {
+		return 0, invalidField(field, "must be %d to %d, not %d", minTimeoutMS, maxTimeoutMS, ms)
+	}
+	return int32(ms), nil
 }
 
 // parseSchedule stores a schedule with its defaults written out, so that it stays what it was when defaults change.
@@ -182,7 +193,7 @@ func (d *newDestination) insert(ctx context.Context, q *db.Queries, tenant, endp
 // answer is the only one that holds the signing secret.
 func (d *newDestination) answer() openapi.Destination {
 	return openapi.Destination{
-		ID: id.Destination.Format(d.row.ID), URL: d.row.Url, TimeoutMs: int(d.row.TimeoutMs), Schedule: scheduleAnswer(d.schedule),
+		ID: id.Destination.Format(d.row.ID), EndpointID: id.Endpoint.Format(d.row.EndpointID), URL: d.row.Url, TimeoutMs: int(d.row.TimeoutMs), Schedule: scheduleAnswer(d.schedule),
 		HeaderNames: append([]string{}, slices.Sorted(maps.Keys(d.headers))...), SecretPath: d.row.SecretPath,
 		SigningSecret: &d.secret, CreatedAt: d.created,
 	}
@@ -195,7 +206,7 @@ func destinationAnswer(row db.DestinationsOfRow) (openapi.Destination, error) {
 		return openapi.Destination{}, fmt.Errorf("read schedule of %s: %w", name, err)
 	}
 	return openapi.Destination{
-		ID: name, URL: row.Url, TimeoutMs: int(row.TimeoutMs), Schedule: scheduleAnswer(schedule), HeaderNames: row.HeaderNames,
+		ID: name, EndpointID: id.Endpoint.Format(row.EndpointID), URL: row.Url, TimeoutMs: int(row.TimeoutMs), Schedule: scheduleAnswer(schedule), HeaderNames: row.HeaderNames,
 		SecretPath: row.SecretPath, PausedAt: row.PausedAt, DisabledAt: row.DisabledAt, DisabledReason: row.DisabledReason,
 		CreatedAt: row.CreatedAt,
 	}, nil

@@ -20,57 +20,6 @@ import (
 // eventRow is an event as it is read, by whichever statement.
 type eventRow db.GetEventRow
 
-// ListEvents reads a page of events.
-func (s *Server) ListEvents(ctx context.Context, request openapi.ListEventsRequestObject) (openapi.ListEventsResponseObject, error) {
-	p, err := parsePage(id.Event, request.Params.Limit, request.Params.Cursor)
-	if err != nil {
-		return nil, err
-	}
-	var endpointID uuid.UUID
-	if name := request.Params.EndpointID; name != nil {
-		if endpointID, err = id.Endpoint.Parse(*name); err != nil {
-			return nil, invalidParameter("endpoint_id", "must be an ID: ep_ and 26 digits and lower-case letters")
-		}
-	}
-	var rows []eventRow
-	err = s.inTenant(ctx, func(tx pgx.Tx, _ uuid.UUID) (err error) {
-		rows, err = readEvents(ctx, db.New(tx), p, endpointID)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list events: %w", err)
-	}
-	rows, more := cut(rows, p.limit)
-	answer := openapi.ListEvents200JSONResponse{Data: []openapi.EventSummary{}}
-	for _, row := range rows {
-		answer.Data = append(answer.Data, openapi.EventSummary{
-			ID: id.Event.Format(row.ID), EndpointID: id.Endpoint.Format(row.EndpointID), AcceptedAt: row.AcceptedAt,
-			ContentType: row.ContentType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
-		})
-	}
-	if more {
-		answer.NextCursor = p.cursor(rows[len(rows)-1].ID)
-	}
-	return answer, nil
-}
-
-// readEvents reads one row more than the page holds, of all endpoints or of one.
-func readEvents(ctx context.Context, q *db.Queries, p page, endpointID uuid.UUID) ([]eventRow, error) {
-	var found []eventRow
-	if endpointID == uuid.Nil {
-		rows, err := q.ListEvents(ctx, p.before, p.limit+1)
-		for _, row := range rows {
-			found = append(found, eventRow(row))
-		}
-		return found, err
-	}
-	rows, err := q.ListEventsOfEndpoint(ctx, p.before, endpointID, p.limit+1)
-	for _, row := range rows {
-		found = append(found, eventRow(row))
-	}
-	return found, err
-}
-
 // GetEvent reads an event with its deliveries and their attempts.
 func (s *Server) GetEvent(ctx context.Context, request openapi.GetEventRequestObject) (openapi.GetEventResponseObject, error) {
 	eventID, err := id.Event.Parse(request.EventID)
@@ -100,35 +49,55 @@ func (s *Server) GetEvent(ctx context.Context, request openapi.GetEventRequestOb
 	return answer, nil
 }
 
-// readDeliveries reads an event's deliveries, and by their derived IDs all attempts that they may have.
+// readDeliveries reads an event's deliveries and their attempts.
 func readDeliveries(ctx context.Context, q *db.Queries, eventID uuid.UUID) ([]openapi.Delivery, error) {
 	low, high := millisecond(eventID)
 	rows, err := q.DeliveriesOf(ctx, eventID, low, high)
 	if err != nil {
 		return nil, err
 	}
-	deliveries := make([]openapi.Delivery, len(rows))
+	deliveries := make([]deliveryRow, len(rows))
+	for i, row := range rows {
+		deliveries[i] = deliveryRow(row)
+	}
+	return deliveryAnswers(ctx, q, deliveries)
+}
+
+// deliveryAnswers adds the attempts, with one statement for all.
+func deliveryAnswers(ctx context.Context, q *db.Queries, rows []deliveryRow) ([]openapi.Delivery, error) {
+	answers := make([]openapi.Delivery, len(rows))
 	place := map[uuid.UUID]int{}
-	var attempts []uuid.UUID
 	for i, row := range rows {
 		place[row.ID] = i
-		deliveries[i] = openapi.Delivery{
-			ID: id.Delivery.Format(row.ID), DestinationID: id.Destination.Format(row.DestinationID), State: row.State, Lane: row.Lane,
+		answers[i] = openapi.Delivery{
+			ID: id.Delivery.Format(row.ID), EventID: id.Event.Format(row.EventID), EndpointID: id.Endpoint.Format(row.EndpointID),
+			DestinationID: id.Destination.Format(row.DestinationID), CreatedAt: id.Time(row.ID), State: row.State, Lane: row.Lane,
 			DueAt: row.DueAt, FinishedAt: row.FinishedAt, OrderSeq: row.OrderSeq, Attempts: []openapi.Attempt{},
 		}
-		for n := id.Decision; n <= int(row.NextAttempt); n++ {
-			attempts = append(attempts, id.AttemptOf(row.ID, n))
-		}
 	}
-	found, err := q.AttemptsByID(ctx, attempts, low, high)
-	if err != nil {
-		return nil, err
-	}
+	found, err := attemptsOf(ctx, q, rows)
 	for _, a := range found {
-		d := &deliveries[place[a.DeliveryID]]
+		d := &answers[place[a.DeliveryID]]
 		d.Attempts = append(d.Attempts, attemptAnswer(a))
 	}
-	return deliveries, nil
+	return answers, err
+}
+
+// attemptsOf reads by their derived IDs all attempts that deliveries may have.
+func attemptsOf(ctx context.Context, q *db.Queries, deliveries []deliveryRow) ([]db.AttemptsByIDRow, error) {
+	if len(deliveries) == 0 {
+		return nil, nil
+	}
+	var attempts []uuid.UUID
+	low, high := millisecond(deliveries[0].ID)
+	for _, d := range deliveries {
+		for n := id.Decision; n <= int(d.NextAttempt); n++ {
+			attempts = append(attempts, id.AttemptOf(d.ID, n))
+		}
+		from, to := millisecond(d.ID)
+		low, high = earliest(low, from), latest(high, to)
+	}
+	return q.AttemptsByID(ctx, attempts, low, high)
 }
 
 // millisecond returns the bounds of the IDs that carry the same timestamp.

@@ -44,6 +44,7 @@ var (
 	kindLimitReached = kind{"limit-reached", http.StatusConflict, "Limit reached"}
 	kindNotBlocking  = kind{"not-blocking", http.StatusConflict, "Nothing waits for it"}
 	kindLastSecret   = kind{"last-secret", http.StatusConflict, "Last secret"}
+	kindNeeded       = kind{"still-needed", http.StatusConflict, "Still needed"}
 	kindGone         = kind{"erased", http.StatusGone, "Erased"}
 	kindTooLarge     = kind{"too-large", http.StatusRequestEntityTooLarge, "Request too large"}
 	kindField        = kind{"invalid-field", http.StatusUnprocessableEntity, "Invalid field"}

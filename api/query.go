@@ -16,6 +16,7 @@ import (
 // queries are the types of the query parameters that routes take. A route that isn't named here takes none.
 var queries = map[string]reflect.Type{
 	"/api/v1/endpoints":                              reflect.TypeFor[openapi.ListEndpointsParams](),
+	"/api/v1/deliveries":                             reflect.TypeFor[openapi.ListDeliveriesParams](),
 	"/api/v1/events":                                 reflect.TypeFor[openapi.ListEventsParams](),
 	"/api/v1/attestation/sth":                        reflect.TypeFor[openapi.GetTreeHeadParams](),
 	"/api/v1/attestation/proof/:attempt_id":          reflect.TypeFor[openapi.GetProofParams](),

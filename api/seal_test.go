@@ -43,10 +43,18 @@ func (b *testBundle) attempted(t testing.TB, endpoint, body string) string {
 // record records the next attempt of a delivery, and with dead the decision to send no more.
 func (b *testBundle) record(t testing.TB, delivery uuid.UUID, outcome string, dead bool) {
 	t.Helper()
+	b.recordWith(t, delivery, outcome, dead, func(*postgres.Attempt) {})
+}
+
+// recordWith is record of an attempt that is changed before; its leaf isn't.
+func (b *testBundle) recordWith(t testing.TB, delivery uuid.UUID, outcome string, dead bool, with func(*postgres.Attempt)) {
+	t.Helper()
 	err := postgres.Record(t.Context(), b.engine, []uuid.UUID{delivery}, nil, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
 		d := locked[delivery]
 		status := map[string]int{"delivered": 200, "retry": 503, "failed": 404}[outcome]
-		change := postgres.Change{Delivery: d, Attempts: []postgres.Attempt{leafOf(t, d, d.NextAttempt, "attempt", outcome, status)}}
+		attempt := leafOf(t, d, d.NextAttempt, "attempt", outcome, status)
+		with(&attempt)
+		change := postgres.Change{Delivery: d, Attempts: []postgres.Attempt{attempt}}
 		d.NextAttempt++
 		switch {
 		case dead:

@@ -63,6 +63,9 @@ const (
 	ReasonUnsendable Reason = "unsendable"
 )
 
+// ReasonDestinationDeleted is why a delivery is canceled whose destination was deleted: the outcome of its canceled leaf.
+const ReasonDestinationDeleted Reason = "destination_deleted"
+
 // ErrorClass says why an attempt has no (whole) answer; empty if it has one. It is a class and never free text: it goes
 // into the log, where a message could give away an internal address.
 type ErrorClass string

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/kapsel-io/kapsel/api/client"
+	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/workflows"
 )
 
@@ -51,6 +52,8 @@ func TestEveryWayThroughTheWorkflows(t *testing.T) {
 		{name: "parked", destination: client.NewDestination{URL: dead.URL, Schedule: schedule(80_000_000)}, state: "pending", outcome: "parked"},
 		{name: "held", destination: client.NewDestination{URL: dead.URL, Schedule: schedule(1000)}, during: s.holdAfterFirstAttempt,
 			state: "pending", outcome: "parked"},
+		{name: "destination-deleted", destination: client.NewDestination{URL: dead.URL, Schedule: schedule(1000)}, during: s.deleteAfterFirstAttempt,
+			state: "canceled", outcome: "canceled"},
 		{name: "recorded-late", destination: client.NewDestination{URL: slow.URL}, during: s.blockRecording,
 			state: "delivered", outcome: "delivered"},
 	} {
@@ -89,6 +92,17 @@ func (s *testStack) holdAfterFirstAttempt(t *testing.T, delivery string) {
 	}, time.Minute, 20*time.Millisecond, delivery)
 	s.pause(t, true)
 	t.Cleanup(func() { s.pause(t, false) })
+}
+
+// deleteAfterFirstAttempt deletes a delivery's destination once the delivery has failed once.
+func (s *testStack) deleteAfterFirstAttempt(t *testing.T, delivery string) {
+	deliveryID, err := id.Delivery.Parse(delivery)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		return s.count(t, "select count(*) from deliveries where id = $1 and next_attempt = 2 and state = 'pending'", deliveryID) == 1
+	}, time.Minute, 20*time.Millisecond)
+	_, err = s.db.Exec(t.Context(), "update destinations d set deleted_at = now() from deliveries v where v.id = $1 and d.id = v.destination_id", deliveryID)
+	require.NoError(t, err)
 }
 
 // blockRecording keeps the delivery's row locked for longer than the sender tries to record, so that the outcome goes

@@ -171,6 +171,7 @@ func TestLoadDestinations(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, found, 2)
 	require.True(t, found[held].Held)
+	require.False(t, found[held].Deleted)
 	d := found[b.destination]
 	require.JSONEq(t, `{"A": ["b"]}`, string(d.ExtraHeaders))
 	require.Equal(t, [][]byte{key(0), key(1)}, d.SigningKeys, "newest first, without those that have expired")

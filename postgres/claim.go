@@ -43,13 +43,13 @@ select d.id, d.tenant_id, coalesce(d.max_concurrency, 0), e.lane
 from waiting w
 join destinations d on d.id = w.destination_id
 join endpoints e on e.id = d.endpoint_id
-where d.paused_at is null and d.disabled_at is null
+where (d.paused_at is null and d.disabled_at is null or d.deleted_at is not null)
   and exists (select from delivery_queue q
               where q.destination_id = w.destination_id and q.claim_id is null and q.due_at <= now())
 limit $2`
 
 // DueDestinations returns up to limit destinations with something due, in the order of their IDs, after the given one.
-// Paused and disabled destinations aren't among them: what is theirs waits.
+// Paused and disabled destinations aren't among them: what is theirs waits. Deleted ones are: what is theirs is canceled.
 func DueDestinations(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, limit int) ([]DueDestination, error) {
 	rows, err := pool.Query(ctx, dueSQL, after, limit)
 	if err != nil {

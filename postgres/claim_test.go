@@ -107,6 +107,8 @@ func TestDueDestinationsLeavesOutWhatIsHeld(t *testing.T) {
 	require.NotContains(t, b.due(t), empty)
 	b.exec(t, "update destinations set paused_at = null where id = $1", paused)
 	require.ElementsMatch(t, []uuid.UUID{b.destination, paused}, b.due(t))
+	b.exec(t, "update destinations set deleted_at = now(), paused_at = now()")
+	require.ElementsMatch(t, []uuid.UUID{b.destination, paused, disabled}, b.due(t), "what waits for deleted ones is to be canceled")
 }
 
 func TestDueDestinationsGoOnAfterTheCursor(t *testing.T) {

@@ -38,14 +38,18 @@ type Destination struct {
 	Schedule     json.RawMessage
 	ExtraHeaders json.RawMessage
 	SigningKeys  [][]byte // newest first; empty: not signed
-	Held         bool     // paused, disabled or removed: nothing may be sent
+	Held         bool     // paused or disabled: nothing may be sent now
+	Deleted      bool     // nothing will be sent any more
 }
 
 // ErrMoved means that the delivery isn't (any longer) where the caller thinks: another carrier has it, or it is over.
 var ErrMoved = errors.New("delivery has moved on")
 
-// ErrHeld means that nothing may be sent to the destination now: it is paused, disabled or removed.
+// ErrHeld means that nothing may be sent to the destination now: it is paused or disabled.
 var ErrHeld = errors.New("destination is held")
+
+// ErrDeleted means that nothing may be sent to the destination ever again: the delivery is to be canceled.
+var ErrDeleted = errors.New("destination is deleted")
 
 // Start asks for what one attempt of a delivery needs, for the carrier that holds Epoch.
 type Start struct {
@@ -54,7 +58,8 @@ type Start struct {
 	Attempt  int
 }
 
-// Loaded answers a Start: Err is ErrMoved or ErrHeld if nothing may be sent.
+// Loaded answers a Start: Err is ErrMoved, ErrHeld or ErrDeleted (which leaves the destination filled in) if nothing may be
+// sent.
 type Loaded struct {
 	Outgoing
 	Err error
@@ -97,6 +102,8 @@ func (l *Loaded) complete(p *Payload, d *Destination) {
 	switch {
 	case p == nil || p.Salt == nil:
 		l.Err = ErrMoved // its payload is gone: an empty body would be another webhook
+	case d != nil && d.Deleted:
+		l.Destination, l.Err = *d, ErrDeleted
 	case d == nil || d.Held:
 		l.Err = ErrHeld
 	default:

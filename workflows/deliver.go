@@ -41,8 +41,6 @@ const (
 const (
 	// longestRequest is the longest timeout a destination may have, and some time to record.
 	longestRequest = 2*time.Minute + 30*time.Second
-	// heldDelay is how long a delivery waits in the queue whose destination is held.
-	heldDelay = 30 * time.Second
 )
 
 // DeliverWebhook carries one delivery in one epoch: it makes attempts and waits between them until the delivery is
@@ -76,6 +74,8 @@ func (d *deliverer) run(ctx workflow.Context) (DeliverResult, error) {
 			return DeliverResult{}, err
 		}
 		switch {
+		case sent.Canceled:
+			return d.end(ctx, string(delivery.Canceled))
 		case sent.Moved:
 			return d.end(ctx, OutcomeSuperseded)
 		case sent.Held:
@@ -152,10 +152,11 @@ func (d *deliverer) wait(ctx workflow.Context, delay time.Duration) error {
 	}).Get(ctx, nil)
 }
 
-// park puts a delivery whose destination is held back into the queue, where it waits at no cost.
+// park puts a delivery whose destination is held back into the queue, where it waits at no cost. It is due at once: nobody
+// claims it while its destination is held, and it goes out as soon as it isn't.
 func (d *deliverer) park(ctx workflow.Context, unused bool) (DeliverResult, error) {
 	var a *activities.Activities
-	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Delay: heldDelay, Unused: unused}
+	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Unused: unused}
 	if err := workflow.ExecuteActivity(recordOptions(ctx), a.Requeue, in).Get(ctx, nil); err != nil {
 		return DeliverResult{}, err
 	}

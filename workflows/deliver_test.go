@@ -152,8 +152,22 @@ func TestAHeldDeliveryGoesBackIntoTheQueue(t *testing.T) {
 		in := localInput()
 		in.Epoch = 3
 		require.Equal(t, workflows.DeliverResult{Outcome: workflows.OutcomeParked, Attempts: 1}, c.run(t, in))
-		require.Equal(t, []activities.RequeueInput{{DeliveryID: "dlv_1", Epoch: 3, Attempt: 2, Delay: 30 * time.Second, Unused: unused}}, c.requeued)
+		require.Equal(t, []activities.RequeueInput{{DeliveryID: "dlv_1", Epoch: 3, Attempt: 2, Unused: unused}}, c.requeued)
 		require.Equal(t, []string{workflows.OutcomeParked}, c.outcomes)
+	}
+}
+
+// A delivery whose destination was deleted is over without another attempt.
+func TestACanceledDeliveryEnds(t *testing.T) {
+	t.Parallel()
+	for _, how := range []activities.SendResult{
+		{Canceled: true, Progress: &activities.Progress{State: "canceled"}},
+		{Canceled: true, Moved: true}, // it was recorded by a run of which Temporal never heard
+	} {
+		c := newCarrier(t, recorded("pending", time.Second), answered(how))
+		require.Equal(t, workflows.DeliverResult{Outcome: "canceled", Attempts: 1}, c.run(t, localInput()))
+		require.Equal(t, []string{"canceled"}, c.outcomes)
+		require.Empty(t, c.requeued)
 	}
 }
 

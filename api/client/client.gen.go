@@ -218,6 +218,21 @@ func (e ScheduleType) Valid() bool {
 	}
 }
 
+// Defines values for SentRequestMethod.
+const (
+	POST SentRequestMethod = "POST"
+)
+
+// Valid indicates whether the value is a known member of the SentRequestMethod enum.
+func (e SentRequestMethod) Valid() bool {
+	switch e {
+	case POST:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for StandardWebhooksHeaders.
 const (
 	Svix    StandardWebhooksHeaders = "svix"
@@ -320,6 +335,44 @@ type Attempt struct {
 	ResponseTruncated bool `json:"response_truncated"`
 }
 
+// AttemptDetail One attempt with what went out and what came back.
+type AttemptDetail struct {
+	// Attempt One HTTP request and its outcome, or the decision to send no (more) requests.
+	Attempt       Attempt     `json:"attempt"`
+	DeliveryID    string      `json:"delivery_id"`
+	DestinationID string      `json:"destination_id"`
+	EndpointID    string      `json:"endpoint_id"`
+	EventID       string      `json:"event_id"`
+	Leaf          AttemptLeaf `json:"leaf"`
+
+	// Request Absent for a decision, which sent nothing. The request isn't stored a second time: its body is the event's, and
+	// the leaf holds commitments to URL and headers that `kapsel-verify` compares.
+	Request *SentRequest `json:"request,omitempty"`
+
+	// Response Absent if there was no answer. Headers and body are absent if they were erased, or lost when a worker died; the leaf's commitment remains.
+	Response *ReceivedResponse `json:"response,omitempty"`
+}
+
+// AttemptLeaf defines model for AttemptLeaf.
+type AttemptLeaf struct {
+	Hash string `json:"hash"`
+
+	// Index Its place in the log, from 0; absent until it has one that a signed tree head covers.
+	Index *int64 `json:"index,omitempty"`
+
+	// LogID Absent as long as `index` is.
+	LogID *string `json:"log_id,omitempty"`
+
+	// PackageURL Where its proof package is; answers 202 until it is sealed.
+	PackageURL string `json:"package_url"`
+
+	// ProofURL Where its inclusion proof is; answers 202 until it is sealed.
+	ProofURL string `json:"proof_url"`
+
+	// Sealed Whether a signed tree head covers it.
+	Sealed bool `json:"sealed"`
+}
+
 // ConsistencyProof defines model for ConsistencyProof.
 type ConsistencyProof struct {
 	ConsistencyProof []string `json:"consistency_proof"`
@@ -331,11 +384,16 @@ type ConsistencyProof struct {
 // Delivery One event on its way to one destination.
 type Delivery struct {
 	// Attempts In the order of their numbers, the decision to send no more (number 0) last.
-	Attempts      []Attempt `json:"attempts"`
+	Attempts []Attempt `json:"attempts"`
+
+	// CreatedAt To the millisecond, as its ID has it.
+	CreatedAt     time.Time `json:"created_at"`
 	DestinationID string    `json:"destination_id"`
 
 	// DueAt When the next attempt is due; absent before the first one and at the end.
 	DueAt      *time.Time `json:"due_at,omitempty"`
+	EndpointID string     `json:"endpoint_id"`
+	EventID    string     `json:"event_id"`
 	FinishedAt *time.Time `json:"finished_at,omitempty"`
 	ID         string     `json:"id"`
 
@@ -349,11 +407,46 @@ type Delivery struct {
 	State string `json:"state"`
 }
 
+// DeliveryPage defines model for DeliveryPage.
+type DeliveryPage struct {
+	Data []DeliverySummary `json:"data"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// ScannedUntil What was created after this was looked at; `next_cursor` goes on here. Absent on the last page.
+	ScannedUntil *time.Time `json:"scanned_until,omitempty"`
+}
+
+// DeliverySummary defines model for DeliverySummary.
+type DeliverySummary struct {
+	// AttemptCount How many HTTP requests were made and recorded.
+	AttemptCount int `json:"attempt_count"`
+
+	// CreatedAt To the millisecond, as its ID has it.
+	CreatedAt     time.Time `json:"created_at"`
+	DestinationID string    `json:"destination_id"`
+
+	// DueAt When the next attempt is due; absent before the first one and at the end.
+	DueAt      *time.Time `json:"due_at,omitempty"`
+	EndpointID string     `json:"endpoint_id"`
+	EventID    string     `json:"event_id"`
+	FinishedAt *time.Time `json:"finished_at,omitempty"`
+	ID         string     `json:"id"`
+
+	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
+	Lane *string `json:"lane,omitempty"`
+
+	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
+	State string `json:"state"`
+}
+
 // Destination defines model for Destination.
 type Destination struct {
 	CreatedAt      time.Time  `json:"created_at"`
 	DisabledAt     *time.Time `json:"disabled_at,omitempty"`
 	DisabledReason *string    `json:"disabled_reason,omitempty"`
+	EndpointID     string     `json:"endpoint_id"`
 
 	// HeaderNames The names of the configured headers; their values aren't shown.
 	HeaderNames []string   `json:"header_names"`
@@ -370,6 +463,62 @@ type Destination struct {
 	SigningSecret *string `json:"signing_secret,omitempty"`
 	TimeoutMs     int     `json:"timeout_ms"`
 	URL           string  `json:"url"`
+}
+
+// DestinationChange At least one member. Each is checked as at creation.
+type DestinationChange struct {
+	// Headers Replaces all configured headers; `{}` removes them.
+	Headers *map[string]string `json:"headers,omitempty"`
+
+	// Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
+	// wait follows; when the last attempt fails the delivery is dead.
+	Schedule *Schedule `json:"schedule,omitempty"`
+
+	// SecretPath Left out, it stays true if it is.
+	SecretPath *bool `json:"secret_path,omitempty"`
+	TimeoutMs  *int  `json:"timeout_ms,omitempty"`
+
+	// URL As at creation. If the new host is known to put a credential into the path, `secret_path` becomes true.
+	URL *string `json:"url,omitempty"`
+}
+
+// DestinationSample The newest deliveries to this destination: up to 1,000, created within the last 24 hours, found among the newest
+// 20,000 of the tenant. On a quiet system that is all of them.
+type DestinationSample struct {
+	// Attempts How many HTTP requests they took so far.
+	Attempts int `json:"attempts"`
+
+	// Deliveries How many there are in the sample.
+	Deliveries int `json:"deliveries"`
+
+	// DurationP50Ms Of the requests' durations; absent if there was none.
+	DurationP50Ms *int64 `json:"duration_p50_ms,omitempty"`
+	DurationP95Ms *int64 `json:"duration_p95_ms,omitempty"`
+
+	// LastFailure One HTTP request and its outcome, or the decision to send no (more) requests.
+	LastFailure *Attempt `json:"last_failure,omitempty"`
+
+	// Since When the oldest of them was created; absent if there is none.
+	Since *time.Time `json:"since,omitempty"`
+
+	// States How many of them are in which state.
+	States map[string]int `json:"states"`
+}
+
+// DestinationStats defines model for DestinationStats.
+type DestinationStats struct {
+	// OldestDueAt When the one that has waited longest became (or becomes) due; absent if none waits.
+	OldestDueAt *time.Time `json:"oldest_due_at,omitempty"`
+
+	// Sample The newest deliveries to this destination: up to 1,000, created within the last 24 hours, found among the newest
+	// 20,000 of the tenant. On a quiet system that is all of them.
+	Sample DestinationSample `json:"sample"`
+
+	// Waiting Deliveries in the queue: those due that nobody carries yet, and those put back for a later attempt. Up to 10,000 are counted.
+	Waiting int `json:"waiting"`
+
+	// WaitingIsMore There are more than were counted.
+	WaitingIsMore bool `json:"waiting_is_more"`
 }
 
 // Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
@@ -460,6 +609,9 @@ type EventPage struct {
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// ScannedUntil What was accepted after this was looked at; `next_cursor` goes on here. Absent on the last page.
+	ScannedUntil *time.Time `json:"scanned_until,omitempty"`
 }
 
 // EventSummary defines model for EventSummary.
@@ -635,6 +787,15 @@ type NewSecret struct {
 	Secret string `json:"secret"`
 }
 
+// NewSigningSecret defines model for NewSigningSecret.
+type NewSigningSecret struct {
+	// ExpireOthersInSeconds How long those that are valid now go on signing; one that expires sooner does so.
+	ExpireOthersInSeconds *int64 `json:"expire_others_in_seconds,omitempty"`
+
+	// Secret `whsec_` and base64 of 24 to 64 bytes. Left out, one of 32 random bytes is made, and is in this answer and in no other.
+	Secret *string `json:"secret,omitempty"`
+}
+
 // Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 // other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
 // its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
@@ -692,6 +853,20 @@ type Problem struct {
 // ProofPackage Format `kapsel.proof/v1`; see the documentation of github.com/kapsel-io/kapsel/verify. Keep the bytes as they are.
 type ProofPackage map[string]interface{}
 
+// ReceivedResponse Absent if there was no answer. Headers and body are absent if they were erased, or lost when a worker died; the leaf's commitment remains.
+type ReceivedResponse struct {
+	// Body In base64, up to 64 KiB of it.
+	Body    *string              `json:"body,omitempty"`
+	Headers *map[string][]string `json:"headers,omitempty"`
+
+	// Size Of what was read of the body.
+	Size   int64 `json:"size"`
+	Status int   `json:"status"`
+
+	// Truncated More followed that was not read.
+	Truncated bool `json:"truncated"`
+}
+
 // Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
 // wait follows; when the last attempt fails the delivery is dead.
 type Schedule struct {
@@ -733,6 +908,26 @@ type SecretList struct {
 	Data []Secret `json:"data"`
 }
 
+// SentRequest Absent for a decision, which sent nothing. The request isn't stored a second time: its body is the event's, and
+// the leaf holds commitments to URL and headers that `kapsel-verify` compares.
+type SentRequest struct {
+	BodySize int `json:"body_size"`
+
+	// BodyURL Where the body can be read.
+	BodyURL string `json:"body_url"`
+
+	// HeaderNames The headers that the event brought and those that Kapsel sets, by today's rules. Headers that were configured
+	// at the destination aren't told: they may have changed since. Absent once the payload has been erased.
+	HeaderNames *[]string         `json:"header_names,omitempty"`
+	Method      SentRequestMethod `json:"method"`
+
+	// URL As the log says it: without user information, query, and a path that holds a credential.
+	URL string `json:"url"`
+}
+
+// SentRequestMethod defines model for SentRequest.Method.
+type SentRequestMethod string
+
 // SignedTreeHead `signature` is Ed25519 over 48 bytes: tree_size (8, big-endian), timestamp (8, big-endian), root_hash (32).
 type SignedTreeHead struct {
 	// Checkpoint The same head as a signed note (https://c2sp.org/tlog-checkpoint).
@@ -750,6 +945,23 @@ type SignedTreeHead struct {
 	// Timestamp Unix milliseconds.
 	Timestamp int64 `json:"timestamp"`
 	TreeSize  int64 `json:"tree_size"`
+}
+
+// SigningSecret defines model for SigningSecret.
+type SigningSecret struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt Absent while no end is set.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	ID        string     `json:"id"`
+
+	// Secret Only in the answer to its creation, and only if it was made here.
+	Secret *string `json:"secret,omitempty"`
+}
+
+// SigningSecretList defines model for SigningSecretList.
+type SigningSecretList struct {
+	Data []SigningSecret `json:"data"`
 }
 
 // StandardWebhooks For scheme `standard` only.
@@ -800,6 +1012,9 @@ type Cursor = string
 
 // DeliveryID Example: dlv_01h455vb4pex5vsknk084sn02q
 type DeliveryID = string
+
+// DestinationID Example: dst_01h455vb4pex5vsknk084sn02q
+type DestinationID = string
 
 // EndpointID Example: ep_01h455vb4pex5vsknk084sn02q
 type EndpointID = string
@@ -858,6 +1073,32 @@ type GetTreeHeadParams struct {
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
 }
 
+// ListDeliveriesParams defines parameters for ListDeliveries.
+type ListDeliveriesParams struct {
+	// Limit How many at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next_cursor` of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// State One of `pending`, `delivered`, `dead`, `canceled`, `skipped`.
+	State         *string `form:"state,omitempty" json:"state,omitempty"`
+	DestinationID *string `form:"destination_id,omitempty" json:"destination_id,omitempty"`
+	EndpointID    *string `form:"endpoint_id,omitempty" json:"endpoint_id,omitempty"`
+
+	// EventID The event itself shows its deliveries at once; this finds them as well, from the newest back.
+	EventID *string `form:"event_id,omitempty" json:"event_id,omitempty"`
+
+	// Lane How it is carried, or was last: `workflow` or `batch`.
+	Lane *string `form:"lane,omitempty" json:"lane,omitempty"`
+
+	// CreatedAfter Only deliveries created at this time or later, to the millisecond; a date alone is its beginning in UTC.
+	CreatedAfter *time.Time `form:"created_after,omitempty" json:"created_after,omitempty"`
+
+	// CreatedBefore Only deliveries created before this time, to the millisecond; a date alone is its beginning in UTC.
+	CreatedBefore *time.Time `form:"created_before,omitempty" json:"created_before,omitempty"`
+}
+
 // ListEndpointsParams defines parameters for ListEndpoints.
 type ListEndpointsParams struct {
 	// Limit How many at most.
@@ -877,6 +1118,29 @@ type ListEventsParams struct {
 
 	// EndpointID Only events of this endpoint.
 	EndpointID *string `form:"endpoint_id,omitempty" json:"endpoint_id,omitempty"`
+
+	// AcceptedAfter Only events accepted at this time or later, to the millisecond; a date alone is its beginning in UTC.
+	AcceptedAfter *time.Time `form:"accepted_after,omitempty" json:"accepted_after,omitempty"`
+
+	// AcceptedBefore Only events accepted before this time, to the millisecond; a date alone is its beginning in UTC.
+	AcceptedBefore *time.Time `form:"accepted_before,omitempty" json:"accepted_before,omitempty"`
+
+	// ContentType Only events of this media type, in any case and whatever its parameters, such as `application/json`.
+	ContentType *string `form:"content_type,omitempty" json:"content_type,omitempty"`
+
+	// DeliveryState Only events with a delivery in this state, among those that were made when the event was accepted. One of
+	// `pending`, `delivered`, `dead`, `canceled`, `skipped`.
+	DeliveryState *string `form:"delivery_state,omitempty" json:"delivery_state,omitempty"`
+
+	// HeaderName Only events that arrived with this header, in any case, and with `header_value` only if one of its values is
+	// exactly that. Payloads that were erased don't match.
+	HeaderName *string `form:"header_name,omitempty" json:"header_name,omitempty"`
+
+	// HeaderValue See `header_name`, which it needs.
+	HeaderValue *string `form:"header_value,omitempty" json:"header_value,omitempty"`
+
+	// IdempotencyKey Only events that arrived with this Idempotency-Key (or X-Idempotency-Key).
+	IdempotencyKey *string `form:"idempotency_key,omitempty" json:"idempotency_key,omitempty"`
 }
 
 // IngestParams defines parameters for Ingest.
@@ -885,6 +1149,12 @@ type IngestParams struct {
 	// another body a conflict (409). `X-Idempotency-Key` is read too.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
+
+// UpdateDestinationJSONRequestBody defines body for UpdateDestination for application/json ContentType.
+type UpdateDestinationJSONRequestBody = DestinationChange
+
+// AddSigningSecretJSONRequestBody defines body for AddSigningSecret for application/json ContentType.
+type AddSigningSecretJSONRequestBody = NewSigningSecret
 
 // CreateEndpointJSONRequestBody defines body for CreateEndpoint for application/json ContentType.
 type CreateEndpointJSONRequestBody = NewEndpoint
@@ -972,6 +1242,11 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 // The interface specification for the client above.
 type ClientInterface interface {
 
+	// GetAttempt Read an attempt with its request, its response and its leaf
+	//
+	// Corresponds with GET /api/v1/attempts/{attempt_id} (the `GetAttempt` operationId).
+	GetAttempt(ctx context.Context, attemptID AttemptID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetConsistencyProof Read the proof that one tree is a prefix of another
 	//
 	// Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
@@ -1000,6 +1275,21 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/attestation/sth (the `GetTreeHead` operationId).
 	GetTreeHead(ctx context.Context, params *GetTreeHeadParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListDeliveries List deliveries, newest first
+	//
+	// All filters that are given must match. A page looks at a bounded number of deliveries (20,000) and takes about half
+	// a second at most. If it ends because of that it holds fewer than `limit`, possibly none, and `next_cursor` goes on
+	// from `scanned_until`: the list is over when there is no `next_cursor`. What is created meanwhile is newer than the
+	// first page and moves nothing.
+	//
+	// Corresponds with GET /api/v1/deliveries (the `ListDeliveries` operationId).
+	ListDeliveries(ctx context.Context, params *ListDeliveriesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetDelivery Read a delivery with its attempts
+	//
+	// Corresponds with GET /api/v1/deliveries/{delivery_id} (the `GetDelivery` operationId).
+	GetDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ReleaseDelivery Let the deliveries behind a dead one go on
 	//
 	// For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
@@ -1007,6 +1297,109 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
 	ReleaseDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteDestination Delete a destination
+	//
+	// Nothing more is sent to it: requests under way end and are recorded, and none begins later than two seconds from
+	// now. What waits for it is canceled, each delivery with a leaf in the log that says so (`canceled`, outcome
+	// `destination_deleted`): within seconds if it waits in the queue or is due, else when it is due. Deliveries and
+	// attempts stay readable. The last destination of an endpoint can't be deleted (409): delete the endpoint too, first.
+	//
+	// Corresponds with DELETE /api/v1/destinations/{destination_id} (the `DeleteDestination` operationId).
+	DeleteDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetDestination Read a destination
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id} (the `GetDestination` operationId).
+	GetDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateDestinationWithBody Change a destination
+	//
+	// What isn't named stays as it is; `schedule` and `headers` are replaced as a whole. Attempts that begin two seconds
+	// later or more go by the new settings, also those of deliveries that wait.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /api/v1/destinations/{destination_id} (the `UpdateDestination` operationId).
+	UpdateDestinationWithBody(ctx context.Context, destinationID DestinationID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateDestination Change a destination
+	//
+	// What isn't named stays as it is; `schedule` and `headers` are replaced as a whole. Attempts that begin two seconds
+	// later or more go by the new settings, also those of deliveries that wait.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /api/v1/destinations/{destination_id} (the `UpdateDestination` operationId).
+	UpdateDestination(ctx context.Context, destinationID DestinationID, body UpdateDestinationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EnableDestination Enable a disabled destination
+	//
+	// A destination is disabled when it answers 410 Gone. What has waited since goes out within seconds. A destination
+	// that is paused as well stays so. Enabling what isn't disabled changes nothing.
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/enable (the `EnableDestination` operationId).
+	EnableDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PauseDestination Pause a destination
+	//
+	// Nothing is sent to it until it is resumed. Requests under way end and are recorded; none begins later than two
+	// seconds from now. Events go on being accepted for it; what waits, waits, and uses up no attempt. Pausing what is
+	// paused changes nothing.
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/pause (the `PauseDestination` operationId).
+	PauseDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResumeDestination Resume a paused destination
+	//
+	// What became due meanwhile goes out within seconds, the rest when it is due. A destination that is disabled as well
+	// stays so: see `enable`. Resuming what isn't paused changes nothing.
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/resume (the `ResumeDestination` operationId).
+	ResumeDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSigningSecrets List the signing secrets that are valid, newest first
+	//
+	// The secrets themselves are never shown again.
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id}/secrets (the `ListSigningSecrets` operationId).
+	ListSigningSecrets(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddSigningSecretWithBody Add a signing secret
+	//
+	// To rotate: the new secret signs at once, and the others too until they expire, so `webhook-signature` holds a
+	// signature of each and the receiver may check any. Give the receiver the new one within that time. Requests that
+	// begin two seconds later or more carry it. At most 10 may be valid at a time.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/secrets (the `AddSigningSecret` operationId).
+	AddSigningSecretWithBody(ctx context.Context, destinationID DestinationID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddSigningSecret Add a signing secret
+	//
+	// To rotate: the new secret signs at once, and the others too until they expire, so `webhook-signature` holds a
+	// signature of each and the receiver may check any. Give the receiver the new one within that time. Requests that
+	// begin two seconds later or more carry it. At most 10 may be valid at a time.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/secrets (the `AddSigningSecret` operationId).
+	AddSigningSecret(ctx context.Context, destinationID DestinationID, body AddSigningSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteSigningSecret Expire a signing secret now
+	//
+	// Requests that begin two seconds later or more aren't signed with it. The last one can't be deleted (409).
+	//
+	// Corresponds with DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id} (the `DeleteSigningSecret` operationId).
+	DeleteSigningSecret(ctx context.Context, destinationID DestinationID, secretID string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetDestinationStats Read how a destination is doing
+	//
+	// Bounded, so that it costs the same whatever the history holds: see `sample`.
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id}/stats (the `GetDestinationStats` operationId).
+	GetDestinationStats(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListEndpoints List endpoints, newest first
 	//
@@ -1032,6 +1425,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/endpoints (the `CreateEndpoint` operationId).
 	CreateEndpoint(ctx context.Context, body CreateEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteEndpoint Delete an endpoint
+	//
+	// From now on, in other processes within two seconds, webhooks for it are answered 404. What was accepted before is
+	// delivered as if nothing had happened: its source was promised that. Its destinations can still be read, paused
+	// and deleted by their IDs; delete them first if nothing more shall be sent. Events and deliveries stay.
+	//
+	// Corresponds with DELETE /api/v1/endpoints/{endpoint_id} (the `DeleteEndpoint` operationId).
+	DeleteEndpoint(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetEndpoint Read an endpoint with its destinations
 	//
@@ -1113,7 +1515,12 @@ type ClientInterface interface {
 	// Corresponds with DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id} (the `ExpireSecret` operationId).
 	ExpireSecret(ctx context.Context, endpointID EndpointID, secretID string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListEvents List events, newest first
+	// ListEvents List and search events, newest first
+	//
+	// All filters that are given must match. A page looks at a bounded number of events (20,000; with `delivery_state`
+	// or `header_name` 2,000) and takes about half a second at most. If it ends because of that it holds fewer events
+	// than `limit`, possibly none, and `next_cursor` goes on from `scanned_until`: the search is over when there is no
+	// `next_cursor`. Events that arrive meanwhile are newer than the first page and move nothing.
 	//
 	// Corresponds with GET /api/v1/events (the `ListEvents` operationId).
 	ListEvents(ctx context.Context, params *ListEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1182,6 +1589,21 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
 	GetCheckpoint(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*http.Response, error)
+}
+
+// GetAttempt Read an attempt with its request, its response and its leaf
+//
+// Corresponds with GET /api/v1/attempts/{attempt_id} (the `GetAttempt` operationId).
+func (c *Client) GetAttempt(ctx context.Context, attemptID AttemptID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAttemptRequest(c.Server, attemptID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
 }
 
 // GetConsistencyProof Read the proof that one tree is a prefix of another
@@ -1262,6 +1684,41 @@ func (c *Client) GetTreeHead(ctx context.Context, params *GetTreeHeadParams, req
 	return c.Client.Do(req)
 }
 
+// ListDeliveries List deliveries, newest first
+//
+// All filters that are given must match. A page looks at a bounded number of deliveries (20,000) and takes about half
+// a second at most. If it ends because of that it holds fewer than `limit`, possibly none, and `next_cursor` goes on
+// from `scanned_until`: the list is over when there is no `next_cursor`. What is created meanwhile is newer than the
+// first page and moves nothing.
+//
+// Corresponds with GET /api/v1/deliveries (the `ListDeliveries` operationId).
+func (c *Client) ListDeliveries(ctx context.Context, params *ListDeliveriesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListDeliveriesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetDelivery Read a delivery with its attempts
+//
+// Corresponds with GET /api/v1/deliveries/{delivery_id} (the `GetDelivery` operationId).
+func (c *Client) GetDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetDeliveryRequest(c.Server, deliveryID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ReleaseDelivery Let the deliveries behind a dead one go on
 //
 // For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
@@ -1270,6 +1727,229 @@ func (c *Client) GetTreeHead(ctx context.Context, params *GetTreeHeadParams, req
 // Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
 func (c *Client) ReleaseDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewReleaseDeliveryRequest(c.Server, deliveryID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteDestination Delete a destination
+//
+// Nothing more is sent to it: requests under way end and are recorded, and none begins later than two seconds from
+// now. What waits for it is canceled, each delivery with a leaf in the log that says so (`canceled`, outcome
+// `destination_deleted`): within seconds if it waits in the queue or is due, else when it is due. Deliveries and
+// attempts stay readable. The last destination of an endpoint can't be deleted (409): delete the endpoint too, first.
+//
+// Corresponds with DELETE /api/v1/destinations/{destination_id} (the `DeleteDestination` operationId).
+func (c *Client) DeleteDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteDestinationRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetDestination Read a destination
+//
+// Corresponds with GET /api/v1/destinations/{destination_id} (the `GetDestination` operationId).
+func (c *Client) GetDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetDestinationRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateDestinationWithBody Change a destination
+//
+// What isn't named stays as it is; `schedule` and `headers` are replaced as a whole. Attempts that begin two seconds
+// later or more go by the new settings, also those of deliveries that wait.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /api/v1/destinations/{destination_id} (the `UpdateDestination` operationId).
+func (c *Client) UpdateDestinationWithBody(ctx context.Context, destinationID DestinationID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateDestinationRequestWithBody(c.Server, destinationID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateDestination Change a destination
+//
+// What isn't named stays as it is; `schedule` and `headers` are replaced as a whole. Attempts that begin two seconds
+// later or more go by the new settings, also those of deliveries that wait.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /api/v1/destinations/{destination_id} (the `UpdateDestination` operationId).
+func (c *Client) UpdateDestination(ctx context.Context, destinationID DestinationID, body UpdateDestinationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateDestinationRequest(c.Server, destinationID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// EnableDestination Enable a disabled destination
+//
+// A destination is disabled when it answers 410 Gone. What has waited since goes out within seconds. A destination
+// that is paused as well stays so. Enabling what isn't disabled changes nothing.
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/enable (the `EnableDestination` operationId).
+func (c *Client) EnableDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEnableDestinationRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PauseDestination Pause a destination
+//
+// Nothing is sent to it until it is resumed. Requests under way end and are recorded; none begins later than two
+// seconds from now. Events go on being accepted for it; what waits, waits, and uses up no attempt. Pausing what is
+// paused changes nothing.
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/pause (the `PauseDestination` operationId).
+func (c *Client) PauseDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPauseDestinationRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResumeDestination Resume a paused destination
+//
+// What became due meanwhile goes out within seconds, the rest when it is due. A destination that is disabled as well
+// stays so: see `enable`. Resuming what isn't paused changes nothing.
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/resume (the `ResumeDestination` operationId).
+func (c *Client) ResumeDestination(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResumeDestinationRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSigningSecrets List the signing secrets that are valid, newest first
+//
+// The secrets themselves are never shown again.
+//
+// Corresponds with GET /api/v1/destinations/{destination_id}/secrets (the `ListSigningSecrets` operationId).
+func (c *Client) ListSigningSecrets(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSigningSecretsRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddSigningSecretWithBody Add a signing secret
+//
+// To rotate: the new secret signs at once, and the others too until they expire, so `webhook-signature` holds a
+// signature of each and the receiver may check any. Give the receiver the new one within that time. Requests that
+// begin two seconds later or more carry it. At most 10 may be valid at a time.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/secrets (the `AddSigningSecret` operationId).
+func (c *Client) AddSigningSecretWithBody(ctx context.Context, destinationID DestinationID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddSigningSecretRequestWithBody(c.Server, destinationID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddSigningSecret Add a signing secret
+//
+// To rotate: the new secret signs at once, and the others too until they expire, so `webhook-signature` holds a
+// signature of each and the receiver may check any. Give the receiver the new one within that time. Requests that
+// begin two seconds later or more carry it. At most 10 may be valid at a time.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/secrets (the `AddSigningSecret` operationId).
+func (c *Client) AddSigningSecret(ctx context.Context, destinationID DestinationID, body AddSigningSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddSigningSecretRequest(c.Server, destinationID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteSigningSecret Expire a signing secret now
+//
+// Requests that begin two seconds later or more aren't signed with it. The last one can't be deleted (409).
+//
+// Corresponds with DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id} (the `DeleteSigningSecret` operationId).
+func (c *Client) DeleteSigningSecret(ctx context.Context, destinationID DestinationID, secretID string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteSigningSecretRequest(c.Server, destinationID, secretID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetDestinationStats Read how a destination is doing
+//
+// Bounded, so that it costs the same whatever the history holds: see `sample`.
+//
+// Corresponds with GET /api/v1/destinations/{destination_id}/stats (the `GetDestinationStats` operationId).
+func (c *Client) GetDestinationStats(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetDestinationStatsRequest(c.Server, destinationID)
 	if err != nil {
 		return nil, err
 	}
@@ -1325,6 +2005,25 @@ func (c *Client) CreateEndpointWithBody(ctx context.Context, contentType string,
 // Corresponds with POST /api/v1/endpoints (the `CreateEndpoint` operationId).
 func (c *Client) CreateEndpoint(ctx context.Context, body CreateEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCreateEndpointRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteEndpoint Delete an endpoint
+//
+// From now on, in other processes within two seconds, webhooks for it are answered 404. What was accepted before is
+// delivered as if nothing had happened: its source was promised that. Its destinations can still be read, paused
+// and deleted by their IDs; delete them first if nothing more shall be sent. Events and deliveries stay.
+//
+// Corresponds with DELETE /api/v1/endpoints/{endpoint_id} (the `DeleteEndpoint` operationId).
+func (c *Client) DeleteEndpoint(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteEndpointRequest(c.Server, endpointID)
 	if err != nil {
 		return nil, err
 	}
@@ -1505,7 +2204,12 @@ func (c *Client) ExpireSecret(ctx context.Context, endpointID EndpointID, secret
 	return c.Client.Do(req)
 }
 
-// ListEvents List events, newest first
+// ListEvents List and search events, newest first
+//
+// All filters that are given must match. A page looks at a bounded number of events (20,000; with `delivery_state`
+// or `header_name` 2,000) and takes about half a second at most. If it ends because of that it holds fewer events
+// than `limit`, possibly none, and `next_cursor` goes on from `scanned_until`: the search is over when there is no
+// `next_cursor`. Events that arrive meanwhile are newer than the first page and move nothing.
 //
 // Corresponds with GET /api/v1/events (the `ListEvents` operationId).
 func (c *Client) ListEvents(ctx context.Context, params *ListEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1653,6 +2357,40 @@ func (c *Client) GetCheckpoint(ctx context.Context, log string, reqEditors ...Re
 		return nil, err
 	}
 	return c.Client.Do(req)
+}
+
+// NewGetAttemptRequest constructs an http.Request for the GetAttempt method
+func NewGetAttemptRequest(server string, attemptID AttemptID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "attempt_id", attemptID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/attempts/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
 }
 
 // NewGetConsistencyProofRequest constructs an http.Request for the GetConsistencyProof method
@@ -1970,6 +2708,190 @@ func NewGetTreeHeadRequest(server string, params *GetTreeHeadParams) (*http.Requ
 	return req, nil
 }
 
+// NewListDeliveriesRequest constructs an http.Request for the ListDeliveries method
+func NewListDeliveriesRequest(server string, params *ListDeliveriesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/deliveries")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.State != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "state", *params.State, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.DestinationID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "destination_id", *params.DestinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.EndpointID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "endpoint_id", *params.EndpointID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.EventID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "event_id", *params.EventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Lane != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "lane", *params.Lane, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.CreatedAfter != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "created_after", *params.CreatedAfter, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.CreatedBefore != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "created_before", *params.CreatedBefore, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetDeliveryRequest constructs an http.Request for the GetDelivery method
+func NewGetDeliveryRequest(server string, deliveryID DeliveryID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "delivery_id", deliveryID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/deliveries/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewReleaseDeliveryRequest constructs an http.Request for the ReleaseDelivery method
 func NewReleaseDeliveryRequest(server string, deliveryID DeliveryID) (*http.Request, error) {
 	var err error
@@ -1997,6 +2919,379 @@ func NewReleaseDeliveryRequest(server string, deliveryID DeliveryID) (*http.Requ
 	}
 
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeleteDestinationRequest constructs an http.Request for the DeleteDestination method
+func NewDeleteDestinationRequest(server string, destinationID DestinationID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetDestinationRequest constructs an http.Request for the GetDestination method
+func NewGetDestinationRequest(server string, destinationID DestinationID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateDestinationRequest calls the generic UpdateDestination builder with application/json body
+func NewUpdateDestinationRequest(server string, destinationID DestinationID, body UpdateDestinationJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateDestinationRequestWithBody(server, destinationID, "application/json", bodyReader)
+}
+
+// NewUpdateDestinationRequestWithBody constructs an http.Request for the UpdateDestination method, with any body, and a specified content type
+func NewUpdateDestinationRequestWithBody(server string, destinationID DestinationID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewEnableDestinationRequest constructs an http.Request for the EnableDestination method
+func NewEnableDestinationRequest(server string, destinationID DestinationID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/enable", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPauseDestinationRequest constructs an http.Request for the PauseDestination method
+func NewPauseDestinationRequest(server string, destinationID DestinationID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/pause", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewResumeDestinationRequest constructs an http.Request for the ResumeDestination method
+func NewResumeDestinationRequest(server string, destinationID DestinationID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/resume", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListSigningSecretsRequest constructs an http.Request for the ListSigningSecrets method
+func NewListSigningSecretsRequest(server string, destinationID DestinationID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/secrets", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddSigningSecretRequest calls the generic AddSigningSecret builder with application/json body
+func NewAddSigningSecretRequest(server string, destinationID DestinationID, body AddSigningSecretJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddSigningSecretRequestWithBody(server, destinationID, "application/json", bodyReader)
+}
+
+// NewAddSigningSecretRequestWithBody constructs an http.Request for the AddSigningSecret method, with any body, and a specified content type
+func NewAddSigningSecretRequestWithBody(server string, destinationID DestinationID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/secrets", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDeleteSigningSecretRequest constructs an http.Request for the DeleteSigningSecret method
+func NewDeleteSigningSecretRequest(server string, destinationID DestinationID, secretID string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "secret_id", secretID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/secrets/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetDestinationStatsRequest constructs an http.Request for the GetDestinationStats method
+func NewGetDestinationStatsRequest(server string, destinationID DestinationID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/stats", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -2106,6 +3401,40 @@ func NewCreateEndpointRequestWithBody(server string, contentType string, body io
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDeleteEndpointRequest constructs an http.Request for the DeleteEndpoint method
+func NewDeleteEndpointRequest(server string, endpointID EndpointID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "endpoint_id", endpointID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/endpoints/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -2424,6 +3753,90 @@ func NewListEventsRequest(server string, params *ListEventsParams) (*http.Reques
 
 		}
 
+		if params.AcceptedAfter != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "accepted_after", *params.AcceptedAfter, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.AcceptedBefore != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "accepted_before", *params.AcceptedBefore, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ContentType != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content_type", *params.ContentType, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.DeliveryState != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "delivery_state", *params.DeliveryState, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.HeaderName != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "header_name", *params.HeaderName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.HeaderValue != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "header_value", *params.HeaderValue, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.IdempotencyKey != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "idempotency_key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if encoded := queryValues.Encode(); encoded != "" {
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
@@ -2723,6 +4136,13 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
+	// GetAttemptWithResponse Read an attempt with its request, its response and its leaf
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/attempts/{attempt_id} (the `GetAttempt` operationId).
+	GetAttemptWithResponse(ctx context.Context, attemptID AttemptID, reqEditors ...RequestEditorFn) (*GetAttemptResponse, error)
+
 	// GetConsistencyProofWithResponse Read the proof that one tree is a prefix of another
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -2761,6 +4181,25 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/attestation/sth (the `GetTreeHead` operationId).
 	GetTreeHeadWithResponse(ctx context.Context, params *GetTreeHeadParams, reqEditors ...RequestEditorFn) (*GetTreeHeadResponse, error)
 
+	// ListDeliveriesWithResponse List deliveries, newest first
+	//
+	// All filters that are given must match. A page looks at a bounded number of deliveries (20,000) and takes about half
+	// a second at most. If it ends because of that it holds fewer than `limit`, possibly none, and `next_cursor` goes on
+	// from `scanned_until`: the list is over when there is no `next_cursor`. What is created meanwhile is newer than the
+	// first page and moves nothing.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/deliveries (the `ListDeliveries` operationId).
+	ListDeliveriesWithResponse(ctx context.Context, params *ListDeliveriesParams, reqEditors ...RequestEditorFn) (*ListDeliveriesResponse, error)
+
+	// GetDeliveryWithResponse Read a delivery with its attempts
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/deliveries/{delivery_id} (the `GetDelivery` operationId).
+	GetDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*GetDeliveryResponse, error)
+
 	// ReleaseDeliveryWithResponse Let the deliveries behind a dead one go on
 	//
 	// For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
@@ -2770,6 +4209,125 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
 	ReleaseDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*ReleaseDeliveryResponse, error)
+
+	// DeleteDestinationWithResponse Delete a destination
+	//
+	// Nothing more is sent to it: requests under way end and are recorded, and none begins later than two seconds from
+	// now. What waits for it is canceled, each delivery with a leaf in the log that says so (`canceled`, outcome
+	// `destination_deleted`): within seconds if it waits in the queue or is due, else when it is due. Deliveries and
+	// attempts stay readable. The last destination of an endpoint can't be deleted (409): delete the endpoint too, first.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/destinations/{destination_id} (the `DeleteDestination` operationId).
+	DeleteDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*DeleteDestinationResponse, error)
+
+	// GetDestinationWithResponse Read a destination
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id} (the `GetDestination` operationId).
+	GetDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*GetDestinationResponse, error)
+
+	// UpdateDestinationWithBodyWithResponse Change a destination
+	//
+	// What isn't named stays as it is; `schedule` and `headers` are replaced as a whole. Attempts that begin two seconds
+	// later or more go by the new settings, also those of deliveries that wait.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/destinations/{destination_id} (the `UpdateDestination` operationId).
+	UpdateDestinationWithBodyWithResponse(ctx context.Context, destinationID DestinationID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateDestinationResponse, error)
+
+	// UpdateDestinationWithResponse Change a destination
+	//
+	// What isn't named stays as it is; `schedule` and `headers` are replaced as a whole. Attempts that begin two seconds
+	// later or more go by the new settings, also those of deliveries that wait.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/destinations/{destination_id} (the `UpdateDestination` operationId).
+	UpdateDestinationWithResponse(ctx context.Context, destinationID DestinationID, body UpdateDestinationJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDestinationResponse, error)
+
+	// EnableDestinationWithResponse Enable a disabled destination
+	//
+	// A destination is disabled when it answers 410 Gone. What has waited since goes out within seconds. A destination
+	// that is paused as well stays so. Enabling what isn't disabled changes nothing.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/enable (the `EnableDestination` operationId).
+	EnableDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*EnableDestinationResponse, error)
+
+	// PauseDestinationWithResponse Pause a destination
+	//
+	// Nothing is sent to it until it is resumed. Requests under way end and are recorded; none begins later than two
+	// seconds from now. Events go on being accepted for it; what waits, waits, and uses up no attempt. Pausing what is
+	// paused changes nothing.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/pause (the `PauseDestination` operationId).
+	PauseDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*PauseDestinationResponse, error)
+
+	// ResumeDestinationWithResponse Resume a paused destination
+	//
+	// What became due meanwhile goes out within seconds, the rest when it is due. A destination that is disabled as well
+	// stays so: see `enable`. Resuming what isn't paused changes nothing.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/resume (the `ResumeDestination` operationId).
+	ResumeDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*ResumeDestinationResponse, error)
+
+	// ListSigningSecretsWithResponse List the signing secrets that are valid, newest first
+	//
+	// The secrets themselves are never shown again.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id}/secrets (the `ListSigningSecrets` operationId).
+	ListSigningSecretsWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*ListSigningSecretsResponse, error)
+
+	// AddSigningSecretWithBodyWithResponse Add a signing secret
+	//
+	// To rotate: the new secret signs at once, and the others too until they expire, so `webhook-signature` holds a
+	// signature of each and the receiver may check any. Give the receiver the new one within that time. Requests that
+	// begin two seconds later or more carry it. At most 10 may be valid at a time.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/secrets (the `AddSigningSecret` operationId).
+	AddSigningSecretWithBodyWithResponse(ctx context.Context, destinationID DestinationID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddSigningSecretResponse, error)
+
+	// AddSigningSecretWithResponse Add a signing secret
+	//
+	// To rotate: the new secret signs at once, and the others too until they expire, so `webhook-signature` holds a
+	// signature of each and the receiver may check any. Give the receiver the new one within that time. Requests that
+	// begin two seconds later or more carry it. At most 10 may be valid at a time.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/secrets (the `AddSigningSecret` operationId).
+	AddSigningSecretWithResponse(ctx context.Context, destinationID DestinationID, body AddSigningSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSigningSecretResponse, error)
+
+	// DeleteSigningSecretWithResponse Expire a signing secret now
+	//
+	// Requests that begin two seconds later or more aren't signed with it. The last one can't be deleted (409).
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id} (the `DeleteSigningSecret` operationId).
+	DeleteSigningSecretWithResponse(ctx context.Context, destinationID DestinationID, secretID string, reqEditors ...RequestEditorFn) (*DeleteSigningSecretResponse, error)
+
+	// GetDestinationStatsWithResponse Read how a destination is doing
+	//
+	// Bounded, so that it costs the same whatever the history holds: see `sample`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id}/stats (the `GetDestinationStats` operationId).
+	GetDestinationStatsWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*GetDestinationStatsResponse, error)
 
 	// ListEndpointsWithResponse List endpoints, newest first
 	//
@@ -2797,6 +4355,17 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/endpoints (the `CreateEndpoint` operationId).
 	CreateEndpointWithResponse(ctx context.Context, body CreateEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateEndpointResponse, error)
+
+	// DeleteEndpointWithResponse Delete an endpoint
+	//
+	// From now on, in other processes within two seconds, webhooks for it are answered 404. What was accepted before is
+	// delivered as if nothing had happened: its source was promised that. Its destinations can still be read, paused
+	// and deleted by their IDs; delete them first if nothing more shall be sent. Events and deliveries stay.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/endpoints/{endpoint_id} (the `DeleteEndpoint` operationId).
+	DeleteEndpointWithResponse(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*DeleteEndpointResponse, error)
 
 	// GetEndpointWithResponse Read an endpoint with its destinations
 	//
@@ -2884,7 +4453,12 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id} (the `ExpireSecret` operationId).
 	ExpireSecretWithResponse(ctx context.Context, endpointID EndpointID, secretID string, reqEditors ...RequestEditorFn) (*ExpireSecretResponse, error)
 
-	// ListEventsWithResponse List events, newest first
+	// ListEventsWithResponse List and search events, newest first
+	//
+	// All filters that are given must match. A page looks at a bounded number of events (20,000; with `delivery_state`
+	// or `header_name` 2,000) and takes about half a second at most. If it ends because of that it holds fewer events
+	// than `limit`, possibly none, and `next_cursor` goes on from `scanned_until`: the search is over when there is no
+	// `next_cursor`. Events that arrive meanwhile are newer than the first page and move nothing.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2967,6 +4541,82 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
 	GetCheckpointWithResponse(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error)
+}
+
+// GetAttemptResponse503Headers the declared response headers of an HTTP 503 response for GetAttempt
+type GetAttemptResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetAttemptResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AttemptDetail
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetAttemptResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetAttemptResponse) GetJSON200() *AttemptDetail {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetAttemptResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetAttemptResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetAttemptResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetAttemptResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetAttemptResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetAttemptResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetAttemptResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetAttemptResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
 }
 
 // GetConsistencyProofResponse503Headers the declared response headers of an HTTP 503 response for GetConsistencyProof
@@ -3405,6 +5055,158 @@ func (r GetTreeHeadResponse) ContentType() string {
 	return ""
 }
 
+// ListDeliveriesResponse503Headers the declared response headers of an HTTP 503 response for ListDeliveries
+type ListDeliveriesResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ListDeliveriesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeliveryPage
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ListDeliveriesResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListDeliveriesResponse) GetJSON200() *DeliveryPage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ListDeliveriesResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ListDeliveriesResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ListDeliveriesResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListDeliveriesResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListDeliveriesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListDeliveriesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListDeliveriesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListDeliveriesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetDeliveryResponse503Headers the declared response headers of an HTTP 503 response for GetDelivery
+type GetDeliveryResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetDeliveryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Delivery
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetDeliveryResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetDeliveryResponse) GetJSON200() *Delivery {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetDeliveryResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetDeliveryResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetDeliveryResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetDeliveryResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetDeliveryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetDeliveryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetDeliveryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetDeliveryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ReleaseDeliveryResponse503Headers the declared response headers of an HTTP 503 response for ReleaseDelivery
 type ReleaseDeliveryResponse503Headers struct {
 	RetryAfter *int
@@ -3475,6 +5277,850 @@ func (r ReleaseDeliveryResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ReleaseDeliveryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DeleteDestinationResponse503Headers the declared response headers of an HTTP 503 response for DeleteDestination
+type DeleteDestinationResponse503Headers struct {
+	RetryAfter *int
+}
+
+type DeleteDestinationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *DeleteDestinationResponse503Headers
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r DeleteDestinationResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r DeleteDestinationResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DeleteDestinationResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r DeleteDestinationResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r DeleteDestinationResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteDestinationResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteDestinationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteDestinationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteDestinationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteDestinationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetDestinationResponse503Headers the declared response headers of an HTTP 503 response for GetDestination
+type GetDestinationResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetDestinationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Destination
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetDestinationResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetDestinationResponse) GetJSON200() *Destination {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetDestinationResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetDestinationResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetDestinationResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetDestinationResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetDestinationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetDestinationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetDestinationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetDestinationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdateDestinationResponse503Headers the declared response headers of an HTTP 503 response for UpdateDestination
+type UpdateDestinationResponse503Headers struct {
+	RetryAfter *int
+}
+
+type UpdateDestinationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Destination
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *UpdateDestinationResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateDestinationResponse) GetJSON200() *Destination {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r UpdateDestinationResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r UpdateDestinationResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r UpdateDestinationResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r UpdateDestinationResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r UpdateDestinationResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r UpdateDestinationResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateDestinationResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateDestinationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateDestinationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateDestinationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateDestinationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// EnableDestinationResponse503Headers the declared response headers of an HTTP 503 response for EnableDestination
+type EnableDestinationResponse503Headers struct {
+	RetryAfter *int
+}
+
+type EnableDestinationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Destination
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *EnableDestinationResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r EnableDestinationResponse) GetJSON200() *Destination {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r EnableDestinationResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r EnableDestinationResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r EnableDestinationResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r EnableDestinationResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r EnableDestinationResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r EnableDestinationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r EnableDestinationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EnableDestinationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r EnableDestinationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PauseDestinationResponse503Headers the declared response headers of an HTTP 503 response for PauseDestination
+type PauseDestinationResponse503Headers struct {
+	RetryAfter *int
+}
+
+type PauseDestinationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Destination
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *PauseDestinationResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PauseDestinationResponse) GetJSON200() *Destination {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r PauseDestinationResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r PauseDestinationResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r PauseDestinationResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r PauseDestinationResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PauseDestinationResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PauseDestinationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PauseDestinationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PauseDestinationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PauseDestinationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ResumeDestinationResponse503Headers the declared response headers of an HTTP 503 response for ResumeDestination
+type ResumeDestinationResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ResumeDestinationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Destination
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ResumeDestinationResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ResumeDestinationResponse) GetJSON200() *Destination {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ResumeDestinationResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ResumeDestinationResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ResumeDestinationResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ResumeDestinationResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ResumeDestinationResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ResumeDestinationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ResumeDestinationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ResumeDestinationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ResumeDestinationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ListSigningSecretsResponse503Headers the declared response headers of an HTTP 503 response for ListSigningSecrets
+type ListSigningSecretsResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ListSigningSecretsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SigningSecretList
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ListSigningSecretsResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSigningSecretsResponse) GetJSON200() *SigningSecretList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ListSigningSecretsResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ListSigningSecretsResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ListSigningSecretsResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSigningSecretsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSigningSecretsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSigningSecretsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSigningSecretsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSigningSecretsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// AddSigningSecretResponse503Headers the declared response headers of an HTTP 503 response for AddSigningSecret
+type AddSigningSecretResponse503Headers struct {
+	RetryAfter *int
+}
+
+type AddSigningSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SigningSecret
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *AddSigningSecretResponse503Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AddSigningSecretResponse) GetJSON201() *SigningSecret {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r AddSigningSecretResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r AddSigningSecretResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r AddSigningSecretResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r AddSigningSecretResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r AddSigningSecretResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r AddSigningSecretResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r AddSigningSecretResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddSigningSecretResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddSigningSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddSigningSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddSigningSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddSigningSecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DeleteSigningSecretResponse503Headers the declared response headers of an HTTP 503 response for DeleteSigningSecret
+type DeleteSigningSecretResponse503Headers struct {
+	RetryAfter *int
+}
+
+type DeleteSigningSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *DeleteSigningSecretResponse503Headers
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r DeleteSigningSecretResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r DeleteSigningSecretResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DeleteSigningSecretResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r DeleteSigningSecretResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r DeleteSigningSecretResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteSigningSecretResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteSigningSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteSigningSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteSigningSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteSigningSecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetDestinationStatsResponse503Headers the declared response headers of an HTTP 503 response for GetDestinationStats
+type GetDestinationStatsResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetDestinationStatsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DestinationStats
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetDestinationStatsResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetDestinationStatsResponse) GetJSON200() *DestinationStats {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetDestinationStatsResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetDestinationStatsResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetDestinationStatsResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetDestinationStatsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetDestinationStatsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetDestinationStatsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetDestinationStatsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetDestinationStatsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -3641,6 +6287,82 @@ func (r CreateEndpointResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r CreateEndpointResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DeleteEndpointResponse503Headers the declared response headers of an HTTP 503 response for DeleteEndpoint
+type DeleteEndpointResponse503Headers struct {
+	RetryAfter *int
+}
+
+type DeleteEndpointResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *DeleteEndpointResponse503Headers
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r DeleteEndpointResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r DeleteEndpointResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DeleteEndpointResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r DeleteEndpointResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteEndpointResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteEndpointResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteEndpointResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteEndpointResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteEndpointResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -4771,6 +7493,19 @@ func (r GetCheckpointResponse) ContentType() string {
 	return ""
 }
 
+// GetAttemptWithResponse Read an attempt with its request, its response and its leaf
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/attempts/{attempt_id} (the `GetAttempt` operationId).
+func (c *ClientWithResponses) GetAttemptWithResponse(ctx context.Context, attemptID AttemptID, reqEditors ...RequestEditorFn) (*GetAttemptResponse, error) {
+	rsp, err := c.GetAttempt(ctx, attemptID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetAttemptResponse(rsp)
+}
+
 // GetConsistencyProofWithResponse Read the proof that one tree is a prefix of another
 //
 // Returns a wrapper object for the known response body format(s).
@@ -4839,6 +7574,37 @@ func (c *ClientWithResponses) GetTreeHeadWithResponse(ctx context.Context, param
 	return ParseGetTreeHeadResponse(rsp)
 }
 
+// ListDeliveriesWithResponse List deliveries, newest first
+//
+// All filters that are given must match. A page looks at a bounded number of deliveries (20,000) and takes about half
+// a second at most. If it ends because of that it holds fewer than `limit`, possibly none, and `next_cursor` goes on
+// from `scanned_until`: the list is over when there is no `next_cursor`. What is created meanwhile is newer than the
+// first page and moves nothing.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/deliveries (the `ListDeliveries` operationId).
+func (c *ClientWithResponses) ListDeliveriesWithResponse(ctx context.Context, params *ListDeliveriesParams, reqEditors ...RequestEditorFn) (*ListDeliveriesResponse, error) {
+	rsp, err := c.ListDeliveries(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListDeliveriesResponse(rsp)
+}
+
+// GetDeliveryWithResponse Read a delivery with its attempts
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/deliveries/{delivery_id} (the `GetDelivery` operationId).
+func (c *ClientWithResponses) GetDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*GetDeliveryResponse, error) {
+	rsp, err := c.GetDelivery(ctx, deliveryID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetDeliveryResponse(rsp)
+}
+
 // ReleaseDeliveryWithResponse Let the deliveries behind a dead one go on
 //
 // For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
@@ -4853,6 +7619,197 @@ func (c *ClientWithResponses) ReleaseDeliveryWithResponse(ctx context.Context, d
 		return nil, err
 	}
 	return ParseReleaseDeliveryResponse(rsp)
+}
+
+// DeleteDestinationWithResponse Delete a destination
+//
+// Nothing more is sent to it: requests under way end and are recorded, and none begins later than two seconds from
+// now. What waits for it is canceled, each delivery with a leaf in the log that says so (`canceled`, outcome
+// `destination_deleted`): within seconds if it waits in the queue or is due, else when it is due. Deliveries and
+// attempts stay readable. The last destination of an endpoint can't be deleted (409): delete the endpoint too, first.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/destinations/{destination_id} (the `DeleteDestination` operationId).
+func (c *ClientWithResponses) DeleteDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*DeleteDestinationResponse, error) {
+	rsp, err := c.DeleteDestination(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteDestinationResponse(rsp)
+}
+
+// GetDestinationWithResponse Read a destination
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/destinations/{destination_id} (the `GetDestination` operationId).
+func (c *ClientWithResponses) GetDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*GetDestinationResponse, error) {
+	rsp, err := c.GetDestination(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetDestinationResponse(rsp)
+}
+
+// UpdateDestinationWithBodyWithResponse Change a destination
+//
+// What isn't named stays as it is; `schedule` and `headers` are replaced as a whole. Attempts that begin two seconds
+// later or more go by the new settings, also those of deliveries that wait.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/destinations/{destination_id} (the `UpdateDestination` operationId).
+func (c *ClientWithResponses) UpdateDestinationWithBodyWithResponse(ctx context.Context, destinationID DestinationID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateDestinationResponse, error) {
+	rsp, err := c.UpdateDestinationWithBody(ctx, destinationID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateDestinationResponse(rsp)
+}
+
+// UpdateDestinationWithResponse Change a destination
+//
+// What isn't named stays as it is; `schedule` and `headers` are replaced as a whole. Attempts that begin two seconds
+// later or more go by the new settings, also those of deliveries that wait.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/destinations/{destination_id} (the `UpdateDestination` operationId).
+func (c *ClientWithResponses) UpdateDestinationWithResponse(ctx context.Context, destinationID DestinationID, body UpdateDestinationJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDestinationResponse, error) {
+	rsp, err := c.UpdateDestination(ctx, destinationID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateDestinationResponse(rsp)
+}
+
+// EnableDestinationWithResponse Enable a disabled destination
+//
+// A destination is disabled when it answers 410 Gone. What has waited since goes out within seconds. A destination
+// that is paused as well stays so. Enabling what isn't disabled changes nothing.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/enable (the `EnableDestination` operationId).
+func (c *ClientWithResponses) EnableDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*EnableDestinationResponse, error) {
+	rsp, err := c.EnableDestination(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEnableDestinationResponse(rsp)
+}
+
+// PauseDestinationWithResponse Pause a destination
+//
+// Nothing is sent to it until it is resumed. Requests under way end and are recorded; none begins later than two
+// seconds from now. Events go on being accepted for it; what waits, waits, and uses up no attempt. Pausing what is
+// paused changes nothing.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/pause (the `PauseDestination` operationId).
+func (c *ClientWithResponses) PauseDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*PauseDestinationResponse, error) {
+	rsp, err := c.PauseDestination(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePauseDestinationResponse(rsp)
+}
+
+// ResumeDestinationWithResponse Resume a paused destination
+//
+// What became due meanwhile goes out within seconds, the rest when it is due. A destination that is disabled as well
+// stays so: see `enable`. Resuming what isn't paused changes nothing.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/resume (the `ResumeDestination` operationId).
+func (c *ClientWithResponses) ResumeDestinationWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*ResumeDestinationResponse, error) {
+	rsp, err := c.ResumeDestination(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResumeDestinationResponse(rsp)
+}
+
+// ListSigningSecretsWithResponse List the signing secrets that are valid, newest first
+//
+// The secrets themselves are never shown again.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/destinations/{destination_id}/secrets (the `ListSigningSecrets` operationId).
+func (c *ClientWithResponses) ListSigningSecretsWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*ListSigningSecretsResponse, error) {
+	rsp, err := c.ListSigningSecrets(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSigningSecretsResponse(rsp)
+}
+
+// AddSigningSecretWithBodyWithResponse Add a signing secret
+//
+// To rotate: the new secret signs at once, and the others too until they expire, so `webhook-signature` holds a
+// signature of each and the receiver may check any. Give the receiver the new one within that time. Requests that
+// begin two seconds later or more carry it. At most 10 may be valid at a time.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/secrets (the `AddSigningSecret` operationId).
+func (c *ClientWithResponses) AddSigningSecretWithBodyWithResponse(ctx context.Context, destinationID DestinationID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddSigningSecretResponse, error) {
+	rsp, err := c.AddSigningSecretWithBody(ctx, destinationID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddSigningSecretResponse(rsp)
+}
+
+// AddSigningSecretWithResponse Add a signing secret
+//
+// To rotate: the new secret signs at once, and the others too until they expire, so `webhook-signature` holds a
+// signature of each and the receiver may check any. Give the receiver the new one within that time. Requests that
+// begin two seconds later or more carry it. At most 10 may be valid at a time.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/secrets (the `AddSigningSecret` operationId).
+func (c *ClientWithResponses) AddSigningSecretWithResponse(ctx context.Context, destinationID DestinationID, body AddSigningSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSigningSecretResponse, error) {
+	rsp, err := c.AddSigningSecret(ctx, destinationID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddSigningSecretResponse(rsp)
+}
+
+// DeleteSigningSecretWithResponse Expire a signing secret now
+//
+// Requests that begin two seconds later or more aren't signed with it. The last one can't be deleted (409).
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id} (the `DeleteSigningSecret` operationId).
+func (c *ClientWithResponses) DeleteSigningSecretWithResponse(ctx context.Context, destinationID DestinationID, secretID string, reqEditors ...RequestEditorFn) (*DeleteSigningSecretResponse, error) {
+	rsp, err := c.DeleteSigningSecret(ctx, destinationID, secretID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteSigningSecretResponse(rsp)
+}
+
+// GetDestinationStatsWithResponse Read how a destination is doing
+//
+// Bounded, so that it costs the same whatever the history holds: see `sample`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/destinations/{destination_id}/stats (the `GetDestinationStats` operationId).
+func (c *ClientWithResponses) GetDestinationStatsWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*GetDestinationStatsResponse, error) {
+	rsp, err := c.GetDestinationStats(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetDestinationStatsResponse(rsp)
 }
 
 // ListEndpointsWithResponse List endpoints, newest first
@@ -4898,6 +7855,23 @@ func (c *ClientWithResponses) CreateEndpointWithResponse(ctx context.Context, bo
 		return nil, err
 	}
 	return ParseCreateEndpointResponse(rsp)
+}
+
+// DeleteEndpointWithResponse Delete an endpoint
+//
+// From now on, in other processes within two seconds, webhooks for it are answered 404. What was accepted before is
+// delivered as if nothing had happened: its source was promised that. Its destinations can still be read, paused
+// and deleted by their IDs; delete them first if nothing more shall be sent. Events and deliveries stay.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/endpoints/{endpoint_id} (the `DeleteEndpoint` operationId).
+func (c *ClientWithResponses) DeleteEndpointWithResponse(ctx context.Context, endpointID EndpointID, reqEditors ...RequestEditorFn) (*DeleteEndpointResponse, error) {
+	rsp, err := c.DeleteEndpoint(ctx, endpointID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteEndpointResponse(rsp)
 }
 
 // GetEndpointWithResponse Read an endpoint with its destinations
@@ -5040,7 +8014,12 @@ func (c *ClientWithResponses) ExpireSecretWithResponse(ctx context.Context, endp
 	return ParseExpireSecretResponse(rsp)
 }
 
-// ListEventsWithResponse List events, newest first
+// ListEventsWithResponse List and search events, newest first
+//
+// All filters that are given must match. A page looks at a bounded number of events (20,000; with `delivery_state`
+// or `header_name` 2,000) and takes about half a second at most. If it ends because of that it holds fewer events
+// than `limit`, possibly none, and `next_cursor` goes on from `scanned_until`: the search is over when there is no
+// `next_cursor`. Events that arrive meanwhile are newer than the first page and move nothing.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -5170,6 +8149,73 @@ func (c *ClientWithResponses) GetCheckpointWithResponse(ctx context.Context, log
 		return nil, err
 	}
 	return ParseGetCheckpointResponse(rsp)
+}
+
+// ParseGetAttemptResponse parses an HTTP response from a GetAttemptWithResponse call
+func ParseGetAttemptResponse(rsp *http.Response) (*GetAttemptResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetAttemptResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AttemptDetail
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetAttemptResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
 }
 
 // ParseGetConsistencyProofResponse parses an HTTP response from a GetConsistencyProofWithResponse call
@@ -5575,6 +8621,140 @@ func ParseGetTreeHeadResponse(rsp *http.Response) (*GetTreeHeadResponse, error) 
 	return response, nil
 }
 
+// ParseListDeliveriesResponse parses an HTTP response from a ListDeliveriesWithResponse call
+func ParseListDeliveriesResponse(rsp *http.Response) (*ListDeliveriesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListDeliveriesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeliveryPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ListDeliveriesResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetDeliveryResponse parses an HTTP response from a GetDeliveryWithResponse call
+func ParseGetDeliveryResponse(rsp *http.Response) (*GetDeliveryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetDeliveryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Delivery
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetDeliveryResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseReleaseDeliveryResponse parses an HTTP response from a ReleaseDeliveryWithResponse call
 func ParseReleaseDeliveryResponse(rsp *http.Response) (*ReleaseDeliveryResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -5632,6 +8812,766 @@ func ParseReleaseDeliveryResponse(rsp *http.Response) (*ReleaseDeliveryResponse,
 	switch {
 	case rsp.StatusCode == 503:
 		var headers ReleaseDeliveryResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteDestinationResponse parses an HTTP response from a DeleteDestinationWithResponse call
+func ParseDeleteDestinationResponse(rsp *http.Response) (*DeleteDestinationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteDestinationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers DeleteDestinationResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetDestinationResponse parses an HTTP response from a GetDestinationWithResponse call
+func ParseGetDestinationResponse(rsp *http.Response) (*GetDestinationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetDestinationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Destination
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetDestinationResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateDestinationResponse parses an HTTP response from a UpdateDestinationWithResponse call
+func ParseUpdateDestinationResponse(rsp *http.Response) (*UpdateDestinationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateDestinationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Destination
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers UpdateDestinationResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseEnableDestinationResponse parses an HTTP response from a EnableDestinationWithResponse call
+func ParseEnableDestinationResponse(rsp *http.Response) (*EnableDestinationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EnableDestinationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Destination
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers EnableDestinationResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePauseDestinationResponse parses an HTTP response from a PauseDestinationWithResponse call
+func ParsePauseDestinationResponse(rsp *http.Response) (*PauseDestinationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PauseDestinationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Destination
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers PauseDestinationResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseResumeDestinationResponse parses an HTTP response from a ResumeDestinationWithResponse call
+func ParseResumeDestinationResponse(rsp *http.Response) (*ResumeDestinationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ResumeDestinationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Destination
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ResumeDestinationResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListSigningSecretsResponse parses an HTTP response from a ListSigningSecretsWithResponse call
+func ParseListSigningSecretsResponse(rsp *http.Response) (*ListSigningSecretsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSigningSecretsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SigningSecretList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ListSigningSecretsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseAddSigningSecretResponse parses an HTTP response from a AddSigningSecretWithResponse call
+func ParseAddSigningSecretResponse(rsp *http.Response) (*AddSigningSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddSigningSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SigningSecret
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers AddSigningSecretResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteSigningSecretResponse parses an HTTP response from a DeleteSigningSecretWithResponse call
+func ParseDeleteSigningSecretResponse(rsp *http.Response) (*DeleteSigningSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteSigningSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers DeleteSigningSecretResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetDestinationStatsResponse parses an HTTP response from a GetDestinationStatsWithResponse call
+func ParseGetDestinationStatsResponse(rsp *http.Response) (*GetDestinationStatsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetDestinationStatsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DestinationStats
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetDestinationStatsResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -5780,6 +9720,76 @@ func ParseCreateEndpointResponse(rsp *http.Response) (*CreateEndpointResponse, e
 	switch {
 	case rsp.StatusCode == 503:
 		var headers CreateEndpointResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteEndpointResponse parses an HTTP response from a DeleteEndpointWithResponse call
+func ParseDeleteEndpointResponse(rsp *http.Response) (*DeleteEndpointResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteEndpointResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers DeleteEndpointResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -218,6 +218,21 @@ func (e ScheduleType) Valid() bool {
 	}
 }
 
+// Defines values for SentRequestMethod.
+const (
+	POST SentRequestMethod = "POST"
+)
+
+// Valid indicates whether the value is a known member of the SentRequestMethod enum.
+func (e SentRequestMethod) Valid() bool {
+	switch e {
+	case POST:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for StandardWebhooksHeaders.
 const (
 	Svix    StandardWebhooksHeaders = "svix"
@@ -315,6 +330,44 @@ type Attempt struct {
 	ResponseTruncated bool `json:"response_truncated"`
 }
 
+// AttemptDetail One attempt with what went out and what came back.
+type AttemptDetail struct {
+	// Attempt One HTTP request and its outcome, or the decision to send no (more) requests.
+	Attempt       Attempt     `json:"attempt"`
+	DeliveryID    string      `json:"delivery_id"`
+	DestinationID string      `json:"destination_id"`
+	EndpointID    string      `json:"endpoint_id"`
+	EventID       string      `json:"event_id"`
+	Leaf          AttemptLeaf `json:"leaf"`
+
+	// Request Absent for a decision, which sent nothing. The request isn't stored a second time: its body is the event's, and
+	// the leaf holds commitments to URL and headers that `kapsel-verify` compares.
+	Request *SentRequest `json:"request,omitempty"`
+
+	// Response Absent if there was no answer. Headers and body are absent if they were erased, or lost when a worker died; the leaf's commitment remains.
+	Response *ReceivedResponse `json:"response,omitempty"`
+}
+
+// AttemptLeaf defines model for AttemptLeaf.
+type AttemptLeaf struct {
+	Hash string `json:"hash"`
+
+	// Index Its place in the log, from 0; absent until it has one that a signed tree head covers.
+	Index *int64 `json:"index,omitempty"`
+
+	// LogID Absent as long as `index` is.
+	LogID *string `json:"log_id,omitempty"`
+
+	// PackageURL Where its proof package is; answers 202 until it is sealed.
+	PackageURL string `json:"package_url"`
+
+	// ProofURL Where its inclusion proof is; answers 202 until it is sealed.
+	ProofURL string `json:"proof_url"`
+
+	// Sealed Whether a signed tree head covers it.
+	Sealed bool `json:"sealed"`
+}
+
 // ConsistencyProof defines model for ConsistencyProof.
 type ConsistencyProof struct {
 	ConsistencyProof []string `json:"consistency_proof"`
@@ -326,11 +379,16 @@ type ConsistencyProof struct {
 // Delivery One event on its way to one destination.
 type Delivery struct {
 	// Attempts In the order of their numbers, the decision to send no more (number 0) last.
-	Attempts      []Attempt `json:"attempts"`
+	Attempts []Attempt `json:"attempts"`
+
+	// CreatedAt To the millisecond, as its ID has it.
+	CreatedAt     time.Time `json:"created_at"`
 	DestinationID string    `json:"destination_id"`
 
 	// DueAt When the next attempt is due; absent before the first one and at the end.
 	DueAt      *time.Time `json:"due_at,omitempty"`
+	EndpointID string     `json:"endpoint_id"`
+	EventID    string     `json:"event_id"`
 	FinishedAt *time.Time `json:"finished_at,omitempty"`
 	ID         string     `json:"id"`
 
@@ -344,11 +402,46 @@ type Delivery struct {
 	State string `json:"state"`
 }
 
+// DeliveryPage defines model for DeliveryPage.
+type DeliveryPage struct {
+	Data []DeliverySummary `json:"data"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// ScannedUntil What was created after this was looked at; `next_cursor` goes on here. Absent on the last page.
+	ScannedUntil *time.Time `json:"scanned_until,omitempty"`
+}
+
+// DeliverySummary defines model for DeliverySummary.
+type DeliverySummary struct {
+	// AttemptCount How many HTTP requests were made and recorded.
+	AttemptCount int `json:"attempt_count"`
+
+	// CreatedAt To the millisecond, as its ID has it.
+	CreatedAt     time.Time `json:"created_at"`
+	DestinationID string    `json:"destination_id"`
+
+	// DueAt When the next attempt is due; absent before the first one and at the end.
+	DueAt      *time.Time `json:"due_at,omitempty"`
+	EndpointID string     `json:"endpoint_id"`
+	EventID    string     `json:"event_id"`
+	FinishedAt *time.Time `json:"finished_at,omitempty"`
+	ID         string     `json:"id"`
+
+	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
+	Lane *string `json:"lane,omitempty"`
+
+	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
+	State string `json:"state"`
+}
+
 // Destination defines model for Destination.
 type Destination struct {
 	CreatedAt      time.Time  `json:"created_at"`
 	DisabledAt     *time.Time `json:"disabled_at,omitempty"`
 	DisabledReason *string    `json:"disabled_reason,omitempty"`
+	EndpointID     string     `json:"endpoint_id"`
 
 	// HeaderNames The names of the configured headers; their values aren't shown.
 	HeaderNames []string   `json:"header_names"`
@@ -365,6 +458,62 @@ type Destination struct {
 	SigningSecret *string `json:"signing_secret,omitempty"`
 	TimeoutMs     int     `json:"timeout_ms"`
 	URL           string  `json:"url"`
+}
+
+// DestinationChange At least one member. Each is checked as at creation.
+type DestinationChange struct {
+	// Headers Replaces all configured headers; `{}` removes them.
+	Headers *map[string]string `json:"headers,omitempty"`
+
+	// Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
+	// wait follows; when the last attempt fails the delivery is dead.
+	Schedule *Schedule `json:"schedule,omitempty"`
+
+	// SecretPath Left out, it stays true if it is.
+	SecretPath *bool `json:"secret_path,omitempty"`
+	TimeoutMs  *int  `json:"timeout_ms,omitempty"`
+
+	// URL As at creation. If the new host is known to put a credential into the path, `secret_path` becomes true.
+	URL *string `json:"url,omitempty"`
+}
+
+// DestinationSample The newest deliveries to this destination: up to 1,000, created within the last 24 hours, found among the newest
+// 20,000 of the tenant. On a quiet system that is all of them.
+type DestinationSample struct {
+	// Attempts How many HTTP requests they took so far.
+	Attempts int `json:"attempts"`
+
+	// Deliveries How many there are in the sample.
+	Deliveries int `json:"deliveries"`
+
+	// DurationP50Ms Of the requests' durations; absent if there was none.
+	DurationP50Ms *int64 `json:"duration_p50_ms,omitempty"`
+	DurationP95Ms *int64 `json:"duration_p95_ms,omitempty"`
+
+	// LastFailure One HTTP request and its outcome, or the decision to send no (more) requests.
+	LastFailure *Attempt `json:"last_failure,omitempty"`
+
+	// Since When the oldest of them was created; absent if there is none.
+	Since *time.Time `json:"since,omitempty"`
+
+	// States How many of them are in which state.
+	States map[string]int `json:"states"`
+}
+
+// DestinationStats defines model for DestinationStats.
+type DestinationStats struct {
+	// OldestDueAt When the one that has waited longest became (or becomes) due; absent if none waits.
+	OldestDueAt *time.Time `json:"oldest_due_at,omitempty"`
+
+	// Sample The newest deliveries to this destination: up to 1,000, created within the last 24 hours, found among the newest
+	// 20,000 of the tenant. On a quiet system that is all of them.
+	Sample DestinationSample `json:"sample"`
+
+	// Waiting Deliveries in the queue: those due that nobody carries yet, and those put back for a later attempt. Up to 10,000 are counted.
+	Waiting int `json:"waiting"`
+
+	// WaitingIsMore There are more than were counted.
+	WaitingIsMore bool `json:"waiting_is_more"`
 }
 
 // Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
@@ -455,6 +604,9 @@ type EventPage struct {
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// ScannedUntil What was accepted after this was looked at; `next_cursor` goes on here. Absent on the last page.
+	ScannedUntil *time.Time `json:"scanned_until,omitempty"`
 }
 
 // EventSummary defines model for EventSummary.
@@ -630,6 +782,15 @@ type NewSecret struct {
 	Secret string `json:"secret"`
 }
 
+// NewSigningSecret defines model for NewSigningSecret.
+type NewSigningSecret struct {
+	// ExpireOthersInSeconds How long those that are valid now go on signing; one that expires sooner does so.
+	ExpireOthersInSeconds *int64 `json:"expire_others_in_seconds,omitempty"`
+
+	// Secret `whsec_` and base64 of 24 to 64 bytes. Left out, one of 32 random bytes is made, and is in this answer and in no other.
+	Secret *string `json:"secret,omitempty"`
+}
+
 // Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 // other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
 // its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
@@ -687,6 +848,20 @@ type Problem struct {
 // ProofPackage Format `kapsel.proof/v1`; see the documentation of github.com/kapsel-io/kapsel/verify. Keep the bytes as they are.
 type ProofPackage map[string]interface{}
 
+// ReceivedResponse Absent if there was no answer. Headers and body are absent if they were erased, or lost when a worker died; the leaf's commitment remains.
+type ReceivedResponse struct {
+	// Body In base64, up to 64 KiB of it.
+	Body    *string              `json:"body,omitempty"`
+	Headers *map[string][]string `json:"headers,omitempty"`
+
+	// Size Of what was read of the body.
+	Size   int64 `json:"size"`
+	Status int   `json:"status"`
+
+	// Truncated More followed that was not read.
+	Truncated bool `json:"truncated"`
+}
+
 // Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
 // wait follows; when the last attempt fails the delivery is dead.
 type Schedule struct {
@@ -728,6 +903,26 @@ type SecretList struct {
 	Data []Secret `json:"data"`
 }
 
+// SentRequest Absent for a decision, which sent nothing. The request isn't stored a second time: its body is the event's, and
+// the leaf holds commitments to URL and headers that `kapsel-verify` compares.
+type SentRequest struct {
+	BodySize int `json:"body_size"`
+
+	// BodyURL Where the body can be read.
+	BodyURL string `json:"body_url"`
+
+	// HeaderNames The headers that the event brought and those that Kapsel sets, by today's rules. Headers that were configured
+	// at the destination aren't told: they may have changed since. Absent once the payload has been erased.
+	HeaderNames *[]string         `json:"header_names,omitempty"`
+	Method      SentRequestMethod `json:"method"`
+
+	// URL As the log says it: without user information, query, and a path that holds a credential.
+	URL string `json:"url"`
+}
+
+// SentRequestMethod defines model for SentRequest.Method.
+type SentRequestMethod string
+
 // SignedTreeHead `signature` is Ed25519 over 48 bytes: tree_size (8, big-endian), timestamp (8, big-endian), root_hash (32).
 type SignedTreeHead struct {
 	// Checkpoint The same head as a signed note (https://c2sp.org/tlog-checkpoint).
@@ -745,6 +940,23 @@ type SignedTreeHead struct {
 	// Timestamp Unix milliseconds.
 	Timestamp int64 `json:"timestamp"`
 	TreeSize  int64 `json:"tree_size"`
+}
+
+// SigningSecret defines model for SigningSecret.
+type SigningSecret struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt Absent while no end is set.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	ID        string     `json:"id"`
+
+	// Secret Only in the answer to its creation, and only if it was made here.
+	Secret *string `json:"secret,omitempty"`
+}
+
+// SigningSecretList defines model for SigningSecretList.
+type SigningSecretList struct {
+	Data []SigningSecret `json:"data"`
 }
 
 // StandardWebhooks For scheme `standard` only.
@@ -795,6 +1007,9 @@ type Cursor = string
 
 // DeliveryID Example: dlv_01h455vb4pex5vsknk084sn02q
 type DeliveryID = string
+
+// DestinationID Example: dst_01h455vb4pex5vsknk084sn02q
+type DestinationID = string
 
 // EndpointID Example: ep_01h455vb4pex5vsknk084sn02q
 type EndpointID = string
@@ -853,6 +1068,32 @@ type GetTreeHeadParams struct {
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
 }
 
+// ListDeliveriesParams defines parameters for ListDeliveries.
+type ListDeliveriesParams struct {
+	// Limit How many at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next_cursor` of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// State One of `pending`, `delivered`, `dead`, `canceled`, `skipped`.
+	State         *string `form:"state,omitempty" json:"state,omitempty"`
+	DestinationID *string `form:"destination_id,omitempty" json:"destination_id,omitempty"`
+	EndpointID    *string `form:"endpoint_id,omitempty" json:"endpoint_id,omitempty"`
+
+	// EventID The event itself shows its deliveries at once; this finds them as well, from the newest back.
+	EventID *string `form:"event_id,omitempty" json:"event_id,omitempty"`
+
+	// Lane How it is carried, or was last: `workflow` or `batch`.
+	Lane *string `form:"lane,omitempty" json:"lane,omitempty"`
+
+	// CreatedAfter Only deliveries created at this time or later, to the millisecond; a date alone is its beginning in UTC.
+	CreatedAfter *time.Time `form:"created_after,omitempty" json:"created_after,omitempty"`
+
+	// CreatedBefore Only deliveries created before this time, to the millisecond; a date alone is its beginning in UTC.
+	CreatedBefore *time.Time `form:"created_before,omitempty" json:"created_before,omitempty"`
+}
+
 // ListEndpointsParams defines parameters for ListEndpoints.
 type ListEndpointsParams struct {
 	// Limit How many at most.
@@ -872,7 +1113,36 @@ type ListEventsParams struct {
 
 	// EndpointID Only events of this endpoint.
 	EndpointID *string `form:"endpoint_id,omitempty" json:"endpoint_id,omitempty"`
+
+	// AcceptedAfter Only events accepted at this time or later, to the millisecond; a date alone is its beginning in UTC.
+	AcceptedAfter *time.Time `form:"accepted_after,omitempty" json:"accepted_after,omitempty"`
+
+	// AcceptedBefore Only events accepted before this time, to the millisecond; a date alone is its beginning in UTC.
+	AcceptedBefore *time.Time `form:"accepted_before,omitempty" json:"accepted_before,omitempty"`
+
+	// ContentType Only events of this media type, in any case and whatever its parameters, such as `application/json`.
+	ContentType *string `form:"content_type,omitempty" json:"content_type,omitempty"`
+
+	// DeliveryState Only events with a delivery in this state, among those that were made when the event was accepted. One of
+	// `pending`, `delivered`, `dead`, `canceled`, `skipped`.
+	DeliveryState *string `form:"delivery_state,omitempty" json:"delivery_state,omitempty"`
+
+	// HeaderName Only events that arrived with this header, in any case, and with `header_value` only if one of its values is
+	// exactly that. Payloads that were erased don't match.
+	HeaderName *string `form:"header_name,omitempty" json:"header_name,omitempty"`
+
+	// HeaderValue See `header_name`, which it needs.
+	HeaderValue *string `form:"header_value,omitempty" json:"header_value,omitempty"`
+
+	// IdempotencyKey Only events that arrived with this Idempotency-Key (or X-Idempotency-Key).
+	IdempotencyKey *string `form:"idempotency_key,omitempty" json:"idempotency_key,omitempty"`
 }
+
+// UpdateDestinationJSONRequestBody defines body for UpdateDestination for application/json ContentType.
+type UpdateDestinationJSONRequestBody = DestinationChange
+
+// AddSigningSecretJSONRequestBody defines body for AddSigningSecret for application/json ContentType.
+type AddSigningSecretJSONRequestBody = NewSigningSecret
 
 // CreateEndpointJSONRequestBody defines body for CreateEndpoint for application/json ContentType.
 type CreateEndpointJSONRequestBody = NewEndpoint
@@ -888,6 +1158,9 @@ type AddSecretJSONRequestBody = NewSecret
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
+	// GetAttempt Read an attempt with its request, its response and its leaf
+	// (GET /api/v1/attempts/{attempt_id})
+	GetAttempt(c *gin.Context, attemptID AttemptID)
 	// GetConsistencyProof Read the proof that one tree is a prefix of another
 	// (GET /api/v1/attestation/consistency-proof)
 	GetConsistencyProof(c *gin.Context, params GetConsistencyProofParams)
@@ -903,15 +1176,54 @@ type ServerInterface interface {
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(c *gin.Context, params GetTreeHeadParams)
+	// ListDeliveries List deliveries, newest first
+	// (GET /api/v1/deliveries)
+	ListDeliveries(c *gin.Context, params ListDeliveriesParams)
+	// GetDelivery Read a delivery with its attempts
+	// (GET /api/v1/deliveries/{delivery_id})
+	GetDelivery(c *gin.Context, deliveryID DeliveryID)
 	// ReleaseDelivery Let the deliveries behind a dead one go on
 	// (POST /api/v1/deliveries/{delivery_id}/release)
 	ReleaseDelivery(c *gin.Context, deliveryID DeliveryID)
+	// DeleteDestination Delete a destination
+	// (DELETE /api/v1/destinations/{destination_id})
+	DeleteDestination(c *gin.Context, destinationID DestinationID)
+	// GetDestination Read a destination
+	// (GET /api/v1/destinations/{destination_id})
+	GetDestination(c *gin.Context, destinationID DestinationID)
+	// UpdateDestination Change a destination
+	// (PATCH /api/v1/destinations/{destination_id})
+	UpdateDestination(c *gin.Context, destinationID DestinationID)
+	// EnableDestination Enable a disabled destination
+	// (POST /api/v1/destinations/{destination_id}/enable)
+	EnableDestination(c *gin.Context, destinationID DestinationID)
+	// PauseDestination Pause a destination
+	// (POST /api/v1/destinations/{destination_id}/pause)
+	PauseDestination(c *gin.Context, destinationID DestinationID)
+	// ResumeDestination Resume a paused destination
+	// (POST /api/v1/destinations/{destination_id}/resume)
+	ResumeDestination(c *gin.Context, destinationID DestinationID)
+	// ListSigningSecrets List the signing secrets that are valid, newest first
+	// (GET /api/v1/destinations/{destination_id}/secrets)
+	ListSigningSecrets(c *gin.Context, destinationID DestinationID)
+	// AddSigningSecret Add a signing secret
+	// (POST /api/v1/destinations/{destination_id}/secrets)
+	AddSigningSecret(c *gin.Context, destinationID DestinationID)
+	// DeleteSigningSecret Expire a signing secret now
+	// (DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id})
+	DeleteSigningSecret(c *gin.Context, destinationID DestinationID, secretID string)
+	// GetDestinationStats Read how a destination is doing
+	// (GET /api/v1/destinations/{destination_id}/stats)
+	GetDestinationStats(c *gin.Context, destinationID DestinationID)
 	// ListEndpoints List endpoints, newest first
 	// (GET /api/v1/endpoints)
 	ListEndpoints(c *gin.Context, params ListEndpointsParams)
 	// CreateEndpoint Create an endpoint with its destinations
 	// (POST /api/v1/endpoints)
 	CreateEndpoint(c *gin.Context)
+	// DeleteEndpoint Delete an endpoint
+	// (DELETE /api/v1/endpoints/{endpoint_id})
+	DeleteEndpoint(c *gin.Context, endpointID EndpointID)
 	// GetEndpoint Read an endpoint with its destinations
 	// (GET /api/v1/endpoints/{endpoint_id})
 	GetEndpoint(c *gin.Context, endpointID EndpointID)
@@ -930,7 +1242,7 @@ type ServerInterface interface {
 	// ExpireSecret Make a secret expire at once
 	// (DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id})
 	ExpireSecret(c *gin.Context, endpointID EndpointID, secretID string)
-	// ListEvents List events, newest first
+	// ListEvents List and search events, newest first
 	// (GET /api/v1/events)
 	ListEvents(c *gin.Context, params ListEventsParams)
 	// GetEvent Read an event with its deliveries and their attempts
@@ -958,6 +1270,31 @@ type ServerInterfaceWrapper struct {
 }
 
 type MiddlewareFunc func(c *gin.Context)
+
+// GetAttempt operation middleware
+func (siw *ServerInterfaceWrapper) GetAttempt(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "attempt_id" -------------
+	var attemptID AttemptID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "attempt_id", c.Param("attempt_id"), &attemptID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter attempt_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetAttempt(c, attemptID)
+}
 
 // GetConsistencyProof operation middleware
 func (siw *ServerInterfaceWrapper) GetConsistencyProof(c *gin.Context) {
@@ -1149,6 +1486,122 @@ func (siw *ServerInterfaceWrapper) GetTreeHead(c *gin.Context) {
 	siw.Handler.GetTreeHead(c, params)
 }
 
+// ListDeliveries operation middleware
+func (siw *ServerInterfaceWrapper) ListDeliveries(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListDeliveriesParams
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", c.Request.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter limit: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", c.Request.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter cursor: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "state" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "state", c.Request.URL.Query(), &params.State, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter state: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "destination_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "destination_id", c.Request.URL.Query(), &params.DestinationID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "endpoint_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "endpoint_id", c.Request.URL.Query(), &params.EndpointID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter endpoint_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "event_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "event_id", c.Request.URL.Query(), &params.EventID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter event_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "lane" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "lane", c.Request.URL.Query(), &params.Lane, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter lane: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "created_after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "created_after", c.Request.URL.Query(), &params.CreatedAfter, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter created_after: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "created_before" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "created_before", c.Request.URL.Query(), &params.CreatedBefore, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter created_before: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListDeliveries(c, params)
+}
+
+// GetDelivery operation middleware
+func (siw *ServerInterfaceWrapper) GetDelivery(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "delivery_id" -------------
+	var deliveryID DeliveryID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "delivery_id", c.Param("delivery_id"), &deliveryID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter delivery_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetDelivery(c, deliveryID)
+}
+
 // ReleaseDelivery operation middleware
 func (siw *ServerInterfaceWrapper) ReleaseDelivery(c *gin.Context) {
 
@@ -1172,6 +1625,265 @@ func (siw *ServerInterfaceWrapper) ReleaseDelivery(c *gin.Context) {
 	}
 
 	siw.Handler.ReleaseDelivery(c, deliveryID)
+}
+
+// DeleteDestination operation middleware
+func (siw *ServerInterfaceWrapper) DeleteDestination(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteDestination(c, destinationID)
+}
+
+// GetDestination operation middleware
+func (siw *ServerInterfaceWrapper) GetDestination(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetDestination(c, destinationID)
+}
+
+// UpdateDestination operation middleware
+func (siw *ServerInterfaceWrapper) UpdateDestination(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.UpdateDestination(c, destinationID)
+}
+
+// EnableDestination operation middleware
+func (siw *ServerInterfaceWrapper) EnableDestination(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.EnableDestination(c, destinationID)
+}
+
+// PauseDestination operation middleware
+func (siw *ServerInterfaceWrapper) PauseDestination(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.PauseDestination(c, destinationID)
+}
+
+// ResumeDestination operation middleware
+func (siw *ServerInterfaceWrapper) ResumeDestination(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ResumeDestination(c, destinationID)
+}
+
+// ListSigningSecrets operation middleware
+func (siw *ServerInterfaceWrapper) ListSigningSecrets(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListSigningSecrets(c, destinationID)
+}
+
+// AddSigningSecret operation middleware
+func (siw *ServerInterfaceWrapper) AddSigningSecret(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.AddSigningSecret(c, destinationID)
+}
+
+// DeleteSigningSecret operation middleware
+func (siw *ServerInterfaceWrapper) DeleteSigningSecret(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Path parameter "secret_id" -------------
+	var secretID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "secret_id", c.Param("secret_id"), &secretID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter secret_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteSigningSecret(c, destinationID, secretID)
+}
+
+// GetDestinationStats operation middleware
+func (siw *ServerInterfaceWrapper) GetDestinationStats(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID DestinationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetDestinationStats(c, destinationID)
 }
 
 // ListEndpoints operation middleware
@@ -1220,6 +1932,31 @@ func (siw *ServerInterfaceWrapper) CreateEndpoint(c *gin.Context) {
 	}
 
 	siw.Handler.CreateEndpoint(c)
+}
+
+// DeleteEndpoint operation middleware
+func (siw *ServerInterfaceWrapper) DeleteEndpoint(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "endpoint_id" -------------
+	var endpointID EndpointID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "endpoint_id", c.Param("endpoint_id"), &endpointID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter endpoint_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteEndpoint(c, endpointID)
 }
 
 // GetEndpoint operation middleware
@@ -1414,6 +2151,62 @@ func (siw *ServerInterfaceWrapper) ListEvents(c *gin.Context) {
 		return
 	}
 
+	// ------------- Optional query parameter "accepted_after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "accepted_after", c.Request.URL.Query(), &params.AcceptedAfter, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter accepted_after: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "accepted_before" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "accepted_before", c.Request.URL.Query(), &params.AcceptedBefore, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter accepted_before: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "content_type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content_type", c.Request.URL.Query(), &params.ContentType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter content_type: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "delivery_state" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "delivery_state", c.Request.URL.Query(), &params.DeliveryState, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter delivery_state: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "header_name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "header_name", c.Request.URL.Query(), &params.HeaderName, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter header_name: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "header_value" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "header_value", c.Request.URL.Query(), &params.HeaderValue, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter header_value: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "idempotency_key" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "idempotency_key", c.Request.URL.Query(), &params.IdempotencyKey, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter idempotency_key: %w", err), http.StatusBadRequest)
+		return
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -1554,16 +2347,30 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 
 	router.GET(options.BaseURL+"/api/v1/endpoints", wrapper.ListEndpoints)
 	router.POST(options.BaseURL+"/api/v1/endpoints", wrapper.CreateEndpoint)
+	router.DELETE(options.BaseURL+"/api/v1/endpoints/:endpoint_id", wrapper.DeleteEndpoint)
 	router.GET(options.BaseURL+"/api/v1/endpoints/:endpoint_id", wrapper.GetEndpoint)
 	router.PATCH(options.BaseURL+"/api/v1/endpoints/:endpoint_id", wrapper.UpdateEndpoint)
 	router.GET(options.BaseURL+"/api/v1/endpoints/:endpoint_id/secrets", wrapper.ListSecrets)
 	router.POST(options.BaseURL+"/api/v1/endpoints/:endpoint_id/secrets", wrapper.AddSecret)
 	router.DELETE(options.BaseURL+"/api/v1/endpoints/:endpoint_id/secrets/:secret_id", wrapper.ExpireSecret)
 	router.POST(options.BaseURL+"/api/v1/endpoints/:endpoint_id/destinations", wrapper.AddDestination)
+	router.DELETE(options.BaseURL+"/api/v1/destinations/:destination_id", wrapper.DeleteDestination)
+	router.GET(options.BaseURL+"/api/v1/destinations/:destination_id", wrapper.GetDestination)
+	router.PATCH(options.BaseURL+"/api/v1/destinations/:destination_id", wrapper.UpdateDestination)
+	router.POST(options.BaseURL+"/api/v1/destinations/:destination_id/pause", wrapper.PauseDestination)
+	router.POST(options.BaseURL+"/api/v1/destinations/:destination_id/resume", wrapper.ResumeDestination)
+	router.POST(options.BaseURL+"/api/v1/destinations/:destination_id/enable", wrapper.EnableDestination)
+	router.GET(options.BaseURL+"/api/v1/destinations/:destination_id/stats", wrapper.GetDestinationStats)
+	router.GET(options.BaseURL+"/api/v1/destinations/:destination_id/secrets", wrapper.ListSigningSecrets)
+	router.POST(options.BaseURL+"/api/v1/destinations/:destination_id/secrets", wrapper.AddSigningSecret)
+	router.DELETE(options.BaseURL+"/api/v1/destinations/:destination_id/secrets/:secret_id", wrapper.DeleteSigningSecret)
 	router.GET(options.BaseURL+"/api/v1/events", wrapper.ListEvents)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id", wrapper.GetEvent)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id/payload", wrapper.GetPayload)
 	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/release", wrapper.ReleaseDelivery)
+	router.GET(options.BaseURL+"/api/v1/deliveries", wrapper.ListDeliveries)
+	router.GET(options.BaseURL+"/api/v1/deliveries/:delivery_id", wrapper.GetDelivery)
+	router.GET(options.BaseURL+"/api/v1/attempts/:attempt_id", wrapper.GetAttempt)
 	router.GET(options.BaseURL+"/api/v1/attestation/sth", wrapper.GetTreeHead)
 	router.GET(options.BaseURL+"/api/v1/attestation/proof/:attempt_id", wrapper.GetProof)
 	router.GET(options.BaseURL+"/api/v1/attestation/download-proof/:attempt_id", wrapper.DownloadProof)
@@ -1592,6 +2399,94 @@ type UnavailableApplicationProblemPlusJSONResponse struct {
 	Body Problem
 
 	Headers UnavailableResponseHeaders
+}
+
+type GetAttemptRequestObject struct {
+	AttemptID AttemptID `json:"attempt_id"`
+}
+
+type GetAttemptResponseObject interface {
+	VisitGetAttemptResponse(w http.ResponseWriter) error
+}
+
+type GetAttempt200JSONResponse AttemptDetail
+
+func (response GetAttempt200JSONResponse) VisitGetAttemptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAttempt401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response GetAttempt401ApplicationProblemPlusJSONResponse) VisitGetAttemptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAttempt404ApplicationProblemPlusJSONResponse Problem
+
+func (response GetAttempt404ApplicationProblemPlusJSONResponse) VisitGetAttemptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAttempt503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetAttempt503ApplicationProblemPlusJSONResponse) VisitGetAttemptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAttemptdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetAttemptdefaultApplicationProblemPlusJSONResponse) VisitGetAttemptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
 }
 
 type GetConsistencyProofRequestObject struct {
@@ -2130,6 +3025,182 @@ func (response GetTreeHeaddefaultApplicationProblemPlusJSONResponse) VisitGetTre
 	return err
 }
 
+type ListDeliveriesRequestObject struct {
+	Params ListDeliveriesParams
+}
+
+type ListDeliveriesResponseObject interface {
+	VisitListDeliveriesResponse(w http.ResponseWriter) error
+}
+
+type ListDeliveries200JSONResponse DeliveryPage
+
+func (response ListDeliveries200JSONResponse) VisitListDeliveriesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDeliveries400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ListDeliveries400ApplicationProblemPlusJSONResponse) VisitListDeliveriesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDeliveries401ApplicationProblemPlusJSONResponse Problem
+
+func (response ListDeliveries401ApplicationProblemPlusJSONResponse) VisitListDeliveriesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDeliveries503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ListDeliveries503ApplicationProblemPlusJSONResponse) VisitListDeliveriesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDeliveriesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListDeliveriesdefaultApplicationProblemPlusJSONResponse) VisitListDeliveriesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDeliveryRequestObject struct {
+	DeliveryID DeliveryID `json:"delivery_id"`
+}
+
+type GetDeliveryResponseObject interface {
+	VisitGetDeliveryResponse(w http.ResponseWriter) error
+}
+
+type GetDelivery200JSONResponse Delivery
+
+func (response GetDelivery200JSONResponse) VisitGetDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDelivery401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response GetDelivery401ApplicationProblemPlusJSONResponse) VisitGetDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDelivery404ApplicationProblemPlusJSONResponse Problem
+
+func (response GetDelivery404ApplicationProblemPlusJSONResponse) VisitGetDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDelivery503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetDelivery503ApplicationProblemPlusJSONResponse) VisitGetDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDeliverydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetDeliverydefaultApplicationProblemPlusJSONResponse) VisitGetDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ReleaseDeliveryRequestObject struct {
 	DeliveryID DeliveryID `json:"delivery_id"`
 }
@@ -2215,6 +3286,1073 @@ type ReleaseDeliverydefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ReleaseDeliverydefaultApplicationProblemPlusJSONResponse) VisitReleaseDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteDestinationRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+}
+
+type DeleteDestinationResponseObject interface {
+	VisitDeleteDestinationResponse(w http.ResponseWriter) error
+}
+
+type DeleteDestination204Response struct {
+}
+
+func (response DeleteDestination204Response) VisitDeleteDestinationResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteDestination400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteDestination400ApplicationProblemPlusJSONResponse) VisitDeleteDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteDestination401ApplicationProblemPlusJSONResponse Problem
+
+func (response DeleteDestination401ApplicationProblemPlusJSONResponse) VisitDeleteDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteDestination404ApplicationProblemPlusJSONResponse Problem
+
+func (response DeleteDestination404ApplicationProblemPlusJSONResponse) VisitDeleteDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteDestination409ApplicationProblemPlusJSONResponse Problem
+
+func (response DeleteDestination409ApplicationProblemPlusJSONResponse) VisitDeleteDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteDestination503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteDestination503ApplicationProblemPlusJSONResponse) VisitDeleteDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteDestinationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteDestinationdefaultApplicationProblemPlusJSONResponse) VisitDeleteDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestinationRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+}
+
+type GetDestinationResponseObject interface {
+	VisitGetDestinationResponse(w http.ResponseWriter) error
+}
+
+type GetDestination200JSONResponse Destination
+
+func (response GetDestination200JSONResponse) VisitGetDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestination401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response GetDestination401ApplicationProblemPlusJSONResponse) VisitGetDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestination404ApplicationProblemPlusJSONResponse Problem
+
+func (response GetDestination404ApplicationProblemPlusJSONResponse) VisitGetDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestination503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetDestination503ApplicationProblemPlusJSONResponse) VisitGetDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestinationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetDestinationdefaultApplicationProblemPlusJSONResponse) VisitGetDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateDestinationRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+	Body          *UpdateDestinationJSONRequestBody
+}
+
+type UpdateDestinationResponseObject interface {
+	VisitUpdateDestinationResponse(w http.ResponseWriter) error
+}
+
+type UpdateDestination200JSONResponse Destination
+
+func (response UpdateDestination200JSONResponse) VisitUpdateDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateDestination400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateDestination400ApplicationProblemPlusJSONResponse) VisitUpdateDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateDestination401ApplicationProblemPlusJSONResponse Problem
+
+func (response UpdateDestination401ApplicationProblemPlusJSONResponse) VisitUpdateDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateDestination404ApplicationProblemPlusJSONResponse Problem
+
+func (response UpdateDestination404ApplicationProblemPlusJSONResponse) VisitUpdateDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateDestination413ApplicationProblemPlusJSONResponse Problem
+
+func (response UpdateDestination413ApplicationProblemPlusJSONResponse) VisitUpdateDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateDestination422ApplicationProblemPlusJSONResponse Problem
+
+func (response UpdateDestination422ApplicationProblemPlusJSONResponse) VisitUpdateDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateDestination503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response UpdateDestination503ApplicationProblemPlusJSONResponse) VisitUpdateDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateDestinationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateDestinationdefaultApplicationProblemPlusJSONResponse) VisitUpdateDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EnableDestinationRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+}
+
+type EnableDestinationResponseObject interface {
+	VisitEnableDestinationResponse(w http.ResponseWriter) error
+}
+
+type EnableDestination200JSONResponse Destination
+
+func (response EnableDestination200JSONResponse) VisitEnableDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EnableDestination400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response EnableDestination400ApplicationProblemPlusJSONResponse) VisitEnableDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EnableDestination401ApplicationProblemPlusJSONResponse Problem
+
+func (response EnableDestination401ApplicationProblemPlusJSONResponse) VisitEnableDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EnableDestination404ApplicationProblemPlusJSONResponse Problem
+
+func (response EnableDestination404ApplicationProblemPlusJSONResponse) VisitEnableDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EnableDestination503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response EnableDestination503ApplicationProblemPlusJSONResponse) VisitEnableDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EnableDestinationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response EnableDestinationdefaultApplicationProblemPlusJSONResponse) VisitEnableDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PauseDestinationRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+}
+
+type PauseDestinationResponseObject interface {
+	VisitPauseDestinationResponse(w http.ResponseWriter) error
+}
+
+type PauseDestination200JSONResponse Destination
+
+func (response PauseDestination200JSONResponse) VisitPauseDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PauseDestination400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response PauseDestination400ApplicationProblemPlusJSONResponse) VisitPauseDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PauseDestination401ApplicationProblemPlusJSONResponse Problem
+
+func (response PauseDestination401ApplicationProblemPlusJSONResponse) VisitPauseDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PauseDestination404ApplicationProblemPlusJSONResponse Problem
+
+func (response PauseDestination404ApplicationProblemPlusJSONResponse) VisitPauseDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PauseDestination503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response PauseDestination503ApplicationProblemPlusJSONResponse) VisitPauseDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PauseDestinationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PauseDestinationdefaultApplicationProblemPlusJSONResponse) VisitPauseDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeDestinationRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+}
+
+type ResumeDestinationResponseObject interface {
+	VisitResumeDestinationResponse(w http.ResponseWriter) error
+}
+
+type ResumeDestination200JSONResponse Destination
+
+func (response ResumeDestination200JSONResponse) VisitResumeDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeDestination400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeDestination400ApplicationProblemPlusJSONResponse) VisitResumeDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeDestination401ApplicationProblemPlusJSONResponse Problem
+
+func (response ResumeDestination401ApplicationProblemPlusJSONResponse) VisitResumeDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeDestination404ApplicationProblemPlusJSONResponse Problem
+
+func (response ResumeDestination404ApplicationProblemPlusJSONResponse) VisitResumeDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeDestination503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ResumeDestination503ApplicationProblemPlusJSONResponse) VisitResumeDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeDestinationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ResumeDestinationdefaultApplicationProblemPlusJSONResponse) VisitResumeDestinationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningSecretsRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+}
+
+type ListSigningSecretsResponseObject interface {
+	VisitListSigningSecretsResponse(w http.ResponseWriter) error
+}
+
+type ListSigningSecrets200JSONResponse SigningSecretList
+
+func (response ListSigningSecrets200JSONResponse) VisitListSigningSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningSecrets401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ListSigningSecrets401ApplicationProblemPlusJSONResponse) VisitListSigningSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningSecrets404ApplicationProblemPlusJSONResponse Problem
+
+func (response ListSigningSecrets404ApplicationProblemPlusJSONResponse) VisitListSigningSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningSecrets503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ListSigningSecrets503ApplicationProblemPlusJSONResponse) VisitListSigningSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningSecretsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSigningSecretsdefaultApplicationProblemPlusJSONResponse) VisitListSigningSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecretRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+	Body          *AddSigningSecretJSONRequestBody
+}
+
+type AddSigningSecretResponseObject interface {
+	VisitAddSigningSecretResponse(w http.ResponseWriter) error
+}
+
+type AddSigningSecret201JSONResponse SigningSecret
+
+func (response AddSigningSecret201JSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecret400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response AddSigningSecret400ApplicationProblemPlusJSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecret401ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningSecret401ApplicationProblemPlusJSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecret404ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningSecret404ApplicationProblemPlusJSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecret409ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningSecret409ApplicationProblemPlusJSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecret413ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningSecret413ApplicationProblemPlusJSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecret422ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningSecret422ApplicationProblemPlusJSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecret503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response AddSigningSecret503ApplicationProblemPlusJSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddSigningSecretdefaultApplicationProblemPlusJSONResponse) VisitAddSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteSigningSecretRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+	SecretID      string        `json:"secret_id"`
+}
+
+type DeleteSigningSecretResponseObject interface {
+	VisitDeleteSigningSecretResponse(w http.ResponseWriter) error
+}
+
+type DeleteSigningSecret204Response struct {
+}
+
+func (response DeleteSigningSecret204Response) VisitDeleteSigningSecretResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteSigningSecret400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteSigningSecret400ApplicationProblemPlusJSONResponse) VisitDeleteSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteSigningSecret401ApplicationProblemPlusJSONResponse Problem
+
+func (response DeleteSigningSecret401ApplicationProblemPlusJSONResponse) VisitDeleteSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteSigningSecret404ApplicationProblemPlusJSONResponse Problem
+
+func (response DeleteSigningSecret404ApplicationProblemPlusJSONResponse) VisitDeleteSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteSigningSecret409ApplicationProblemPlusJSONResponse Problem
+
+func (response DeleteSigningSecret409ApplicationProblemPlusJSONResponse) VisitDeleteSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteSigningSecret503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteSigningSecret503ApplicationProblemPlusJSONResponse) VisitDeleteSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteSigningSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteSigningSecretdefaultApplicationProblemPlusJSONResponse) VisitDeleteSigningSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestinationStatsRequestObject struct {
+	DestinationID DestinationID `json:"destination_id"`
+}
+
+type GetDestinationStatsResponseObject interface {
+	VisitGetDestinationStatsResponse(w http.ResponseWriter) error
+}
+
+type GetDestinationStats200JSONResponse DestinationStats
+
+func (response GetDestinationStats200JSONResponse) VisitGetDestinationStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestinationStats401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response GetDestinationStats401ApplicationProblemPlusJSONResponse) VisitGetDestinationStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestinationStats404ApplicationProblemPlusJSONResponse Problem
+
+func (response GetDestinationStats404ApplicationProblemPlusJSONResponse) VisitGetDestinationStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestinationStats503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetDestinationStats503ApplicationProblemPlusJSONResponse) VisitGetDestinationStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDestinationStatsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetDestinationStatsdefaultApplicationProblemPlusJSONResponse) VisitGetDestinationStatsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2419,6 +4557,102 @@ type CreateEndpointdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response CreateEndpointdefaultApplicationProblemPlusJSONResponse) VisitCreateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteEndpointRequestObject struct {
+	EndpointID EndpointID `json:"endpoint_id"`
+}
+
+type DeleteEndpointResponseObject interface {
+	VisitDeleteEndpointResponse(w http.ResponseWriter) error
+}
+
+type DeleteEndpoint204Response struct {
+}
+
+func (response DeleteEndpoint204Response) VisitDeleteEndpointResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteEndpoint400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteEndpoint400ApplicationProblemPlusJSONResponse) VisitDeleteEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteEndpoint401ApplicationProblemPlusJSONResponse Problem
+
+func (response DeleteEndpoint401ApplicationProblemPlusJSONResponse) VisitDeleteEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteEndpoint404ApplicationProblemPlusJSONResponse Problem
+
+func (response DeleteEndpoint404ApplicationProblemPlusJSONResponse) VisitDeleteEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteEndpoint503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response DeleteEndpoint503ApplicationProblemPlusJSONResponse) VisitDeleteEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteEndpointdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteEndpointdefaultApplicationProblemPlusJSONResponse) VisitDeleteEndpointResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3542,6 +5776,9 @@ func (response GetCheckpointdefaultApplicationProblemPlusJSONResponse) VisitGetC
 
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
+	// GetAttempt Read an attempt with its request, its response and its leaf
+	// (GET /api/v1/attempts/{attempt_id})
+	GetAttempt(ctx context.Context, request GetAttemptRequestObject) (GetAttemptResponseObject, error)
 	// GetConsistencyProof Read the proof that one tree is a prefix of another
 	// (GET /api/v1/attestation/consistency-proof)
 	GetConsistencyProof(ctx context.Context, request GetConsistencyProofRequestObject) (GetConsistencyProofResponseObject, error)
@@ -3557,15 +5794,54 @@ type StrictServerInterface interface {
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(ctx context.Context, request GetTreeHeadRequestObject) (GetTreeHeadResponseObject, error)
+	// ListDeliveries List deliveries, newest first
+	// (GET /api/v1/deliveries)
+	ListDeliveries(ctx context.Context, request ListDeliveriesRequestObject) (ListDeliveriesResponseObject, error)
+	// GetDelivery Read a delivery with its attempts
+	// (GET /api/v1/deliveries/{delivery_id})
+	GetDelivery(ctx context.Context, request GetDeliveryRequestObject) (GetDeliveryResponseObject, error)
 	// ReleaseDelivery Let the deliveries behind a dead one go on
 	// (POST /api/v1/deliveries/{delivery_id}/release)
 	ReleaseDelivery(ctx context.Context, request ReleaseDeliveryRequestObject) (ReleaseDeliveryResponseObject, error)
+	// DeleteDestination Delete a destination
+	// (DELETE /api/v1/destinations/{destination_id})
+	DeleteDestination(ctx context.Context, request DeleteDestinationRequestObject) (DeleteDestinationResponseObject, error)
+	// GetDestination Read a destination
+	// (GET /api/v1/destinations/{destination_id})
+	GetDestination(ctx context.Context, request GetDestinationRequestObject) (GetDestinationResponseObject, error)
+	// UpdateDestination Change a destination
+	// (PATCH /api/v1/destinations/{destination_id})
+	UpdateDestination(ctx context.Context, request UpdateDestinationRequestObject) (UpdateDestinationResponseObject, error)
+	// EnableDestination Enable a disabled destination
+	// (POST /api/v1/destinations/{destination_id}/enable)
+	EnableDestination(ctx context.Context, request EnableDestinationRequestObject) (EnableDestinationResponseObject, error)
+	// PauseDestination Pause a destination
+	// (POST /api/v1/destinations/{destination_id}/pause)
+	PauseDestination(ctx context.Context, request PauseDestinationRequestObject) (PauseDestinationResponseObject, error)
+	// ResumeDestination Resume a paused destination
+	// (POST /api/v1/destinations/{destination_id}/resume)
+	ResumeDestination(ctx context.Context, request ResumeDestinationRequestObject) (ResumeDestinationResponseObject, error)
+	// ListSigningSecrets List the signing secrets that are valid, newest first
+	// (GET /api/v1/destinations/{destination_id}/secrets)
+	ListSigningSecrets(ctx context.Context, request ListSigningSecretsRequestObject) (ListSigningSecretsResponseObject, error)
+	// AddSigningSecret Add a signing secret
+	// (POST /api/v1/destinations/{destination_id}/secrets)
+	AddSigningSecret(ctx context.Context, request AddSigningSecretRequestObject) (AddSigningSecretResponseObject, error)
+	// DeleteSigningSecret Expire a signing secret now
+	// (DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id})
+	DeleteSigningSecret(ctx context.Context, request DeleteSigningSecretRequestObject) (DeleteSigningSecretResponseObject, error)
+	// GetDestinationStats Read how a destination is doing
+	// (GET /api/v1/destinations/{destination_id}/stats)
+	GetDestinationStats(ctx context.Context, request GetDestinationStatsRequestObject) (GetDestinationStatsResponseObject, error)
 	// ListEndpoints List endpoints, newest first
 	// (GET /api/v1/endpoints)
 	ListEndpoints(ctx context.Context, request ListEndpointsRequestObject) (ListEndpointsResponseObject, error)
 	// CreateEndpoint Create an endpoint with its destinations
 	// (POST /api/v1/endpoints)
 	CreateEndpoint(ctx context.Context, request CreateEndpointRequestObject) (CreateEndpointResponseObject, error)
+	// DeleteEndpoint Delete an endpoint
+	// (DELETE /api/v1/endpoints/{endpoint_id})
+	DeleteEndpoint(ctx context.Context, request DeleteEndpointRequestObject) (DeleteEndpointResponseObject, error)
 	// GetEndpoint Read an endpoint with its destinations
 	// (GET /api/v1/endpoints/{endpoint_id})
 	GetEndpoint(ctx context.Context, request GetEndpointRequestObject) (GetEndpointResponseObject, error)
@@ -3584,7 +5860,7 @@ type StrictServerInterface interface {
 	// ExpireSecret Make a secret expire at once
 	// (DELETE /api/v1/endpoints/{endpoint_id}/secrets/{secret_id})
 	ExpireSecret(ctx context.Context, request ExpireSecretRequestObject) (ExpireSecretResponseObject, error)
-	// ListEvents List events, newest first
+	// ListEvents List and search events, newest first
 	// (GET /api/v1/events)
 	ListEvents(ctx context.Context, request ListEventsRequestObject) (ListEventsResponseObject, error)
 	// GetEvent Read an event with its deliveries and their attempts
@@ -3659,6 +5935,32 @@ type strictHandler struct {
 	ssi         StrictServerInterface
 	middlewares []StrictMiddlewareFunc
 	options     StrictGinServerOptions
+}
+
+// GetAttempt operation middleware
+func (sh *strictHandler) GetAttempt(ctx *gin.Context, attemptID AttemptID) {
+	var request GetAttemptRequestObject
+
+	request.AttemptID = attemptID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetAttempt(ctx, request.(GetAttemptRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetAttempt")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetAttemptResponseObject); ok {
+		if err := validResponse.VisitGetAttemptResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
 }
 
 // GetConsistencyProof operation middleware
@@ -3793,6 +6095,58 @@ func (sh *strictHandler) GetTreeHead(ctx *gin.Context, params GetTreeHeadParams)
 	}
 }
 
+// ListDeliveries operation middleware
+func (sh *strictHandler) ListDeliveries(ctx *gin.Context, params ListDeliveriesParams) {
+	var request ListDeliveriesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListDeliveries(ctx, request.(ListDeliveriesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListDeliveries")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListDeliveriesResponseObject); ok {
+		if err := validResponse.VisitListDeliveriesResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetDelivery operation middleware
+func (sh *strictHandler) GetDelivery(ctx *gin.Context, deliveryID DeliveryID) {
+	var request GetDeliveryRequestObject
+
+	request.DeliveryID = deliveryID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetDelivery(ctx, request.(GetDeliveryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetDelivery")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetDeliveryResponseObject); ok {
+		if err := validResponse.VisitGetDeliveryResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ReleaseDelivery operation middleware
 func (sh *strictHandler) ReleaseDelivery(ctx *gin.Context, deliveryID DeliveryID) {
 	var request ReleaseDeliveryRequestObject
@@ -3812,6 +6166,303 @@ func (sh *strictHandler) ReleaseDelivery(ctx *gin.Context, deliveryID DeliveryID
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(ReleaseDeliveryResponseObject); ok {
 		if err := validResponse.VisitReleaseDeliveryResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteDestination operation middleware
+func (sh *strictHandler) DeleteDestination(ctx *gin.Context, destinationID DestinationID) {
+	var request DeleteDestinationRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteDestination(ctx, request.(DeleteDestinationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteDestination")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeleteDestinationResponseObject); ok {
+		if err := validResponse.VisitDeleteDestinationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetDestination operation middleware
+func (sh *strictHandler) GetDestination(ctx *gin.Context, destinationID DestinationID) {
+	var request GetDestinationRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetDestination(ctx, request.(GetDestinationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetDestination")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetDestinationResponseObject); ok {
+		if err := validResponse.VisitGetDestinationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// UpdateDestination operation middleware
+func (sh *strictHandler) UpdateDestination(ctx *gin.Context, destinationID DestinationID) {
+	var request UpdateDestinationRequestObject
+
+	request.DestinationID = destinationID
+
+	var body UpdateDestinationJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateDestination(ctx, request.(UpdateDestinationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateDestination")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(UpdateDestinationResponseObject); ok {
+		if err := validResponse.VisitUpdateDestinationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// EnableDestination operation middleware
+func (sh *strictHandler) EnableDestination(ctx *gin.Context, destinationID DestinationID) {
+	var request EnableDestinationRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.EnableDestination(ctx, request.(EnableDestinationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "EnableDestination")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(EnableDestinationResponseObject); ok {
+		if err := validResponse.VisitEnableDestinationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PauseDestination operation middleware
+func (sh *strictHandler) PauseDestination(ctx *gin.Context, destinationID DestinationID) {
+	var request PauseDestinationRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PauseDestination(ctx, request.(PauseDestinationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PauseDestination")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(PauseDestinationResponseObject); ok {
+		if err := validResponse.VisitPauseDestinationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ResumeDestination operation middleware
+func (sh *strictHandler) ResumeDestination(ctx *gin.Context, destinationID DestinationID) {
+	var request ResumeDestinationRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ResumeDestination(ctx, request.(ResumeDestinationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ResumeDestination")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ResumeDestinationResponseObject); ok {
+		if err := validResponse.VisitResumeDestinationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSigningSecrets operation middleware
+func (sh *strictHandler) ListSigningSecrets(ctx *gin.Context, destinationID DestinationID) {
+	var request ListSigningSecretsRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSigningSecrets(ctx, request.(ListSigningSecretsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSigningSecrets")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListSigningSecretsResponseObject); ok {
+		if err := validResponse.VisitListSigningSecretsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AddSigningSecret operation middleware
+func (sh *strictHandler) AddSigningSecret(ctx *gin.Context, destinationID DestinationID) {
+	var request AddSigningSecretRequestObject
+
+	request.DestinationID = destinationID
+
+	var body AddSigningSecretJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddSigningSecret(ctx, request.(AddSigningSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddSigningSecret")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(AddSigningSecretResponseObject); ok {
+		if err := validResponse.VisitAddSigningSecretResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteSigningSecret operation middleware
+func (sh *strictHandler) DeleteSigningSecret(ctx *gin.Context, destinationID DestinationID, secretID string) {
+	var request DeleteSigningSecretRequestObject
+
+	request.DestinationID = destinationID
+	request.SecretID = secretID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteSigningSecret(ctx, request.(DeleteSigningSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteSigningSecret")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeleteSigningSecretResponseObject); ok {
+		if err := validResponse.VisitDeleteSigningSecretResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetDestinationStats operation middleware
+func (sh *strictHandler) GetDestinationStats(ctx *gin.Context, destinationID DestinationID) {
+	var request GetDestinationStatsRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetDestinationStats(ctx, request.(GetDestinationStatsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetDestinationStats")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetDestinationStatsResponseObject); ok {
+		if err := validResponse.VisitGetDestinationStatsResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
@@ -3880,6 +6531,32 @@ func (sh *strictHandler) CreateEndpoint(ctx *gin.Context) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(CreateEndpointResponseObject); ok {
 		if err := validResponse.VisitCreateEndpointResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteEndpoint operation middleware
+func (sh *strictHandler) DeleteEndpoint(ctx *gin.Context, endpointID EndpointID) {
+	var request DeleteEndpointRequestObject
+
+	request.EndpointID = endpointID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteEndpoint(ctx, request.(DeleteEndpointRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteEndpoint")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeleteEndpointResponseObject); ok {
+		if err := validResponse.VisitDeleteEndpointResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -105,7 +105,7 @@ func (q *Queries) CountDestinations(ctx context.Context, endpointID uuid.UUID) (
 }
 
 const deliveriesOf = `-- name: DeliveriesOf :many
-select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
 from deliveries d
 where d.event_id = $1 and d.id between $2 and $3
 order by d.id
@@ -113,6 +113,8 @@ order by d.id
 
 type DeliveriesOfRow struct {
 	ID            uuid.UUID
+	EventID       uuid.UUID
+	EndpointID    uuid.UUID
 	DestinationID uuid.UUID
 	State         string
 	Lane          *string
@@ -134,6 +136,8 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 		var i DeliveriesOfRow
 		if err := rows.Scan(
 			&i.ID,
+			&i.EventID,
+			&i.EndpointID,
 			&i.DestinationID,
 			&i.State,
 			&i.Lane,
@@ -428,94 +432,6 @@ func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows i
 			&i.Ordering,
 			&i.CreatedAt,
 			&i.SecretCount,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
-const listEvents = `-- name: ListEvents :many
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash
-from events e
-where e.id < $1
-order by e.id desc
-limit $2
-`
-
-type ListEventsRow struct {
-	ID          uuid.UUID
-	EndpointID  uuid.UUID
-	AcceptedAt  time.Time
-	ContentType string
-	BodySize    int32
-	PayloadHash []byte
-}
-
-func (q *Queries) ListEvents(ctx context.Context, before uuid.UUID, maxRows int32) ([]ListEventsRow, error) {
-	rows, err := q.db.Query(ctx, listEvents, before, maxRows)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []ListEventsRow{}
-	for rows.Next() {
-		var i ListEventsRow
-		if err := rows.Scan(
-			&i.ID,
-			&i.EndpointID,
-			&i.AcceptedAt,
-			&i.ContentType,
-			&i.BodySize,
-			&i.PayloadHash,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
-const listEventsOfEndpoint = `-- name: ListEventsOfEndpoint :many
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash
-from events e
-where e.id < $1 and e.endpoint_id = $2
-order by e.id desc
-limit $3
-`
-
-type ListEventsOfEndpointRow struct {
-	ID          uuid.UUID
-	EndpointID  uuid.UUID
-	AcceptedAt  time.Time
-	ContentType string
-	BodySize    int32
-	PayloadHash []byte
-}
-
-func (q *Queries) ListEventsOfEndpoint(ctx context.Context, before uuid.UUID, endpointID uuid.UUID, maxRows int32) ([]ListEventsOfEndpointRow, error) {
-	rows, err := q.db.Query(ctx, listEventsOfEndpoint, before, endpointID, maxRows)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []ListEventsOfEndpointRow{}
-	for rows.Next() {
-		var i ListEventsOfEndpointRow
-		if err := rows.Scan(
-			&i.ID,
-			&i.EndpointID,
-			&i.AcceptedAt,
-			&i.ContentType,
-			&i.BodySize,
-			&i.PayloadHash,
 		); err != nil {
 			return nil, err
 		}

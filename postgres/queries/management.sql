@@ -51,20 +51,6 @@ from destinations d
 where d.endpoint_id = any(sqlc.arg(endpoints)::uuid[]) and d.deleted_at is null
 order by d.id;
 
--- name: ListEvents :many
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash
-from events e
-where e.id < sqlc.arg(before)
-order by e.id desc
-limit sqlc.arg(max_rows);
-
--- name: ListEventsOfEndpoint :many
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash
-from events e
-where e.id < sqlc.arg(before) and e.endpoint_id = sqlc.arg(endpoint_id)
-order by e.id desc
-limit sqlc.arg(max_rows);
-
 -- name: GetEvent :one
 select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash from events e where e.id = $1;
 
@@ -74,7 +60,7 @@ select e.id, p.body from events e left join event_payloads p on p.event_id = e.i
 
 -- name: DeliveriesOf :many
 -- The bounds are those of the event's millisecond, which its deliveries carry too: only one partition is read.
-select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
 from deliveries d
 where d.event_id = sqlc.arg(event_id) and d.id between sqlc.arg(low) and sqlc.arg(high)
 order by d.id;
