@@ -27,11 +27,14 @@ const maxManagementBody = 1 << 20
 var bodies = map[string]reflect.Type{
 	"/api/v1/endpoints":                           reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
 	"/api/v1/endpoints/:endpoint_id/destinations": reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
+
+	"/api/v1/destinations/:destination_id/signing-keys": reflect.TypeFor[openapi.AddSigningKeyJSONRequestBody](),
+	"/api/v1/destinations/:destination_id/transport":    reflect.TypeFor[openapi.PutTransportJSONRequestBody](),
 }
 
 // checkBody reads a request's JSON before the generated code does and refuses what encoding/json would silently mend.
 func (s *Server) checkBody(c *gin.Context) {
-	if c.Request.Method == http.MethodGet {
+	if c.Request.Method == http.MethodGet || c.Request.Method == http.MethodDelete { // which take none
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, maxManagementBody))
