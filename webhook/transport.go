@@ -34,10 +34,9 @@ type Transport struct {
 
 // The bounds of a transport's settings.
 const (
-	MaxPEM          = 64 << 10 // bytes of each
-	maxCertificates = 200      // of a bundle
-	maxChain        = 10       // of a client's chain
-	minRSABits      = 2048
+	MaxPEM     = 64 << 10 // bytes of each
+	maxChain   = 10       // certificates
+	minRSABits = 2048
 )
 
 // Checked says whether a destination can be reached so, and if not, why. The error begins with the member's name and never
@@ -64,7 +63,7 @@ func (t Transport) Checked(now time.Time, allow ...netip.Prefix) (checked Transp
 }
 
 func checkedCAs(text string, now time.Time) (string, error) {
-	certificates, err := parseCertificates("ca_pem", text, maxCertificates)
+	certificates, err := parseCertificates("ca_pem", text)
 	if err != nil {
 		return "", err
 	}
@@ -80,9 +79,12 @@ func checkedClientCert(chain, key string, now time.Time) (checked string, expire
 	if chain == "" {
 		return "", expires, errors.New("client_cert_pem is needed where there is a client_key_pem")
 	}
-	certificates, err := parseCertificates("client_cert_pem", chain, maxChain)
+	certificates, err := parseCertificates("client_cert_pem", chain)
 	if err != nil {
 		return "", expires, err
+	}
+	if len(certificates) > maxChain {
+		return "", expires, fmt.Errorf("client_cert_pem must hold at most %d certificates, not %d", maxChain, len(certificates))
 	}
 	for i, c := range certificates {
 		switch {
@@ -121,7 +123,7 @@ func checkClientKey(chain, key string) error {
 }
 
 // parseCertificates wants nothing but certificates, so that no key is stored, or shown, as one.
-func parseCertificates(member, text string, most int) (certificates []*x509.Certificate, err error) {
+func parseCertificates(member, text string) (certificates []*x509.Certificate, err error) {
 	if len(text) > MaxPEM {
 		return nil, fmt.Errorf("%s must have at most %d bytes, not %d", member, MaxPEM, len(text))
 	}
@@ -135,9 +137,7 @@ func parseCertificates(member, text string, most int) (certificates []*x509.Cert
 		if err != nil {
 			return nil, fmt.Errorf("%s must hold X.509 certificates; number %d is malformed", member, len(certificates)+1)
 		}
-		if certificates = append(certificates, c); len(certificates) > most {
-			return nil, fmt.Errorf("%s must hold at most %d certificates", member, most)
-		}
+		certificates = append(certificates, c)
 	}
 	if len(certificates) == 0 {
 		return nil, fmt.Errorf("%s must hold a certificate in PEM", member)
