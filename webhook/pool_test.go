@@ -40,8 +40,8 @@ func TestConnectionsAreReused(t *testing.T) {
 			}
 			all.Wait()
 			require.EqualValues(t, deliveries, delivered.Load())
-			// net/http may dial one connection more for a request that then takes one which just became free.
-			require.LessOrEqual(t, connections.Load()-before, int64(2*workers))
+			// Some more than workers: net/http dials for a request that waits, also if that then takes a connection which became free.
+			require.LessOrEqual(t, connections.Load()-before, int64(deliveries/10))
 		}
 	}
 }
