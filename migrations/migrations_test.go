@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -122,12 +123,21 @@ func upAll(t *testing.T, databases []string) []migrations.Result {
 	return results
 }
 
+// newest is the number of the last migration. Numbers may have gaps.
+func newest(t *testing.T) int64 {
+	t.Helper()
+	number, _, _ := strings.Cut(files(t)[len(files(t))-1], "_")
+	n, err := strconv.ParseInt(number, 10, 64)
+	require.NoError(t, err)
+	return n
+}
+
 func TestEachMigrationIsAppliedOnceByWhoeverComesFirst(t *testing.T) {
 	t.Parallel()
 	var applied []string
 	for _, result := range upAll(t, slices.Repeat([]string{emptyDatabase(t)}, 8)) {
 		applied = append(applied, result.Applied...)
-		require.EqualValues(t, len(files(t)), result.Version)
+		require.Equal(t, newest(t), result.Version)
 	}
 	require.Equal(t, files(t), applied, "each once, and in order")
 }
@@ -152,10 +162,10 @@ func TestMigratingAgainAppliesNothing(t *testing.T) {
 	database := emptyDatabase(t)
 	result, err := migrations.Up(t.Context(), database, 1)
 	require.NoError(t, err)
-	require.Equal(t, migrations.Result{Version: int64(len(files(t))), Applied: files(t)}, result)
+	require.Equal(t, migrations.Result{Version: newest(t), Applied: files(t)}, result)
 	result, err = migrations.Up(t.Context(), database, 1)
 	require.NoError(t, err)
-	require.Equal(t, migrations.Result{Version: int64(len(files(t)))}, result)
+	require.Equal(t, migrations.Result{Version: newest(t)}, result)
 }
 
 // Everything belongs to kapsel_owner, whoever migrates; only the record of what was applied is the user's.

@@ -132,7 +132,9 @@ func TestClientCertificates(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		var shown atomic.Value
 		r := servers.receiver(t, true, &tls.Config{MaxVersion: version, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients.pool()},
-			func(_ http.ResponseWriter, r *http.Request) { shown.Store(r.TLS.PeerCertificates[0].Subject.CommonName) })
+			func(_ http.ResponseWriter, r *http.Request) {
+				shown.Store(r.TLS.PeerCertificates[0].Subject.CommonName)
+			})
 		c := newClient(t, webhook.ClientConfig{})
 		require.Equal(t, 200, sendBy(t, c, webhook.Transport{CAPEM: servers.pem, ClientCertPEM: cert, ClientKeyPEM: key}, r.URL).Status)
 		require.Equal(t, "kapsel", shown.Load())

@@ -472,7 +472,7 @@ type NewSigningKey struct {
 
 // NewTransport How a destination is reached, where that isn't as usual.
 type NewTransport struct {
-	// CaPem Certificates that are trusted in place of the system's: up to 200 in PEM, 64 KiB, not all expired. Not for an
+	// CaPem Certificates that are trusted in place of the system's, in PEM, up to 64 KiB, not all expired. Not for an
 	// https proxy, whose certificate the system's authorities must have signed.
 	CaPem *string `json:"ca_pem,omitempty"`
 
