@@ -2,7 +2,9 @@ package activities
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -27,6 +29,8 @@ type target struct {
 	extra       http.Header // configured headers
 	extraNames  []string
 	endpointURL string // as it stands in leaves
+	keys        []ed25519.PrivateKey
+	transport   webhook.Transport
 }
 
 func newTarget(d *postgres.Destination) (*target, error) {
@@ -38,6 +42,18 @@ func newTarget(d *postgres.Destination) (*target, error) {
 		return nil, fmt.Errorf("read configured headers: %w", err)
 	}
 	t.extraNames = slices.Collect(maps.Keys(t.extra))
+	if d.Transport != nil {
+		if err := json.Unmarshal(d.Transport, &t.transport); err != nil {
+			return nil, errors.New("read transport: not as it should be") // the error could quote it
+		}
+	}
+	for _, stored := range d.PrivateKeys {
+		key, err := webhook.ParsePrivateKey(stored)
+		if err != nil {
+			return nil, err
+		}
+		t.keys = append(t.keys, key)
+	}
 	var err error
 	t.endpointURL, err = attestation.EndpointURL(d.URL, d.SecretPath)
 	return t, err
@@ -57,7 +73,11 @@ func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcom
 	if err != nil {
 		return Outcome{}, Response{}, err
 	}
-	result := a.Client.Send(ctx, webhook.Request{URL: to.URL, Header: headers, Body: s.Payload.Body, Timeout: to.Timeout})
+	route, err := a.Client.Route(ctx, to.transport)
+	if err != nil {
+		return Outcome{}, Response{}, err
+	}
+	result := a.Client.Send(ctx, webhook.Request{URL: to.URL, Header: headers, Body: s.Payload.Body, Timeout: to.Timeout, Route: route})
 	a.Latencies.Add(to.ID, result.Duration)
 
 	decision := delivery.Decide(delivery.Attempted{
@@ -122,6 +142,7 @@ func outgoingHeaders(to *target, s sending) (http.Header, error) {
 		SentAt:     time.Now(),
 		Body:       s.Payload.Body,
 		Secrets:    to.SigningKeys,
+		Keys:       to.keys,
 	}), nil
 }
 

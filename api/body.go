@@ -24,17 +24,19 @@ const maxManagementBody = 1 << 20
 
 // bodies are the types of the JSON bodies that routes take, by method and path. A route that isn't named here takes none.
 var bodies = map[string]reflect.Type{
-	"POST /api/v1/endpoints":                            reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
-	"POST /api/v1/endpoints/:endpoint_id/destinations":  reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
-	"PATCH /api/v1/endpoints/:endpoint_id":              reflect.TypeFor[openapi.UpdateEndpointJSONRequestBody](),
-	"POST /api/v1/endpoints/:endpoint_id/secrets":       reflect.TypeFor[openapi.AddSecretJSONRequestBody](),
-	"PATCH /api/v1/destinations/:destination_id":        reflect.TypeFor[openapi.UpdateDestinationJSONRequestBody](),
-	"POST /api/v1/destinations/:destination_id/secrets": reflect.TypeFor[openapi.AddSigningSecretJSONRequestBody](),
+	"POST /api/v1/endpoints":                                 reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
+	"POST /api/v1/endpoints/:endpoint_id/destinations":       reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
+	"PATCH /api/v1/endpoints/:endpoint_id":                   reflect.TypeFor[openapi.UpdateEndpointJSONRequestBody](),
+	"POST /api/v1/endpoints/:endpoint_id/secrets":            reflect.TypeFor[openapi.AddSecretJSONRequestBody](),
+	"PATCH /api/v1/destinations/:destination_id":             reflect.TypeFor[openapi.UpdateDestinationJSONRequestBody](),
+	"POST /api/v1/destinations/:destination_id/secrets":      reflect.TypeFor[openapi.AddSigningSecretJSONRequestBody](),
+	"POST /api/v1/destinations/:destination_id/signing-keys": reflect.TypeFor[openapi.AddSigningKeyJSONRequestBody](),
+	"PUT /api/v1/destinations/:destination_id/transport":     reflect.TypeFor[openapi.PutTransportJSONRequestBody](),
 }
 
 // checkBody reads a request's JSON before the generated code does and refuses what encoding/json would silently mend.
 func (s *Server) checkBody(c *gin.Context) {
-	if c.Request.Method == http.MethodGet {
+	if c.Request.Method == http.MethodGet || c.Request.Method == http.MethodDelete { // which take none
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, maxManagementBody))

@@ -33,8 +33,9 @@ type newDestination struct {
 	row      db.InsertDestinationParams
 	schedule delivery.Schedule
 	headers  http.Header
-	secret   string // whsec_…
+	secret   string // whsec_…; empty: not signed by v1
 	created  time.Time
+	sending  newSending
 }
 
 // AddDestination stores one more destination of an endpoint.
@@ -117,8 +118,7 @@ func (s *Server) parseDestination(base string, body *openapi.NewDestination) (*n
 	if d.row.Headers, err = json.Marshal(d.headers); err != nil {
 		return nil, fmt.Errorf("write headers: %w", err)
 	}
-	d.secret = webhook.NewSigningSecret()
-	return d, nil
+	return d, s.parseSending(base, body, d)
 }
 
 // unprovable refuses a URL that a leaf can't name.
@@ -180,23 +180,22 @@ func parseHeaders(base string, body map[string]string) (http.Header, error) {
 
 func (d *newDestination) insert(ctx context.Context, q *db.Queries, tenant, endpointID uuid.UUID) error {
 	d.row.TenantID, d.row.EndpointID = tenant, endpointID
-	secret, err := webhook.ParseSigningSecret(d.secret)
-	if err != nil {
-		return err
-	}
+	var err error
 	if d.created, err = q.InsertDestination(ctx, d.row); err != nil {
 		return err
 	}
-	return q.InsertDestinationSecret(ctx, id.New(), d.row.ID, tenant, secret)
+	return d.insertSending(ctx, q)
 }
 
 // answer is the only one that holds the signing secret.
 func (d *newDestination) answer() openapi.Destination {
-	return openapi.Destination{
+	answer := openapi.Destination{
 		ID: id.Destination.Format(d.row.ID), EndpointID: id.Endpoint.Format(d.row.EndpointID), URL: d.row.Url, TimeoutMs: int(d.row.TimeoutMs), Schedule: scheduleAnswer(d.schedule),
 		HeaderNames: append([]string{}, slices.Sorted(maps.Keys(d.headers))...), SecretPath: d.row.SecretPath,
-		SigningSecret: &d.secret, CreatedAt: d.created,
+		CreatedAt: d.created,
 	}
+	d.addSending(&answer)
+	return answer
 }
 
 func destinationAnswer(row db.DestinationsOfRow) (openapi.Destination, error) {

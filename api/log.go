@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -116,29 +117,58 @@ func (s *Server) GetConsistencyProof(ctx context.Context, request openapi.GetCon
 	}, nil
 }
 
-// ListKeys lists the keys of a log, also those that are retired: old heads remain signed by them.
+// ListKeys lists the keys of a log, also those that are retired: old heads remain signed by them. After them come the public
+// keys that its tenants' deliveries were signed with, page by page, since every tenant can add to them.
 func (s *Server) ListKeys(ctx context.Context, request openapi.ListKeysRequestObject) (openapi.ListKeysResponseObject, error) {
+	p, err := parsePage(id.SigningKey, request.Params.Limit, request.Params.Cursor)
+	if err != nil {
+		return nil, err
+	}
 	log, err := s.findLog(ctx, request.Params.Log)
 	if err != nil {
 		return nil, err
 	}
+	answer := openapi.ListKeys200JSONResponse{LogID: id.Log.Format(log.ID), Origin: log.Origin, Keys: []openapi.Key{}}
+	if request.Params.Cursor == nil {
+		if answer.Keys, err = s.logKeys(ctx, log); err != nil {
+			return nil, err
+		}
+	}
+	keys, err := postgres.SigningKeysOfLog(ctx, s.config.API, log.ID, p.before, p.limit+1)
+	if err != nil {
+		return nil, err
+	}
+	keys, more := cut(keys, p.limit)
+	if more {
+		answer.NextCursor = p.cursor(keys[len(keys)-1].ID)
+	}
+	for _, key := range keys {
+		hash := sha256.Sum256(key.PublicKey)
+		answer.Keys = append(answer.Keys, openapi.Key{
+			LogKeyID: hex.EncodeToString(hash[:]), PublicKey: hex.EncodeToString(key.PublicKey), Purpose: "v1a",
+			NotBefore: key.NotBefore, NotAfter: key.NotAfter,
+		})
+	}
+	return answer, nil
+}
+
+func (s *Server) logKeys(ctx context.Context, log db.PublicLogRow) ([]openapi.Key, error) {
 	rows, err := db.New(s.config.API).LogKeys(ctx, log.ID)
 	if err != nil {
 		return nil, fmt.Errorf("read keys of a log: %w", err)
 	}
-	answer := openapi.ListKeys200JSONResponse{LogID: id.Log.Format(log.ID), Origin: log.Origin, Keys: []openapi.Key{}}
-	for _, row := range rows {
-		key := openapi.Key{
+	keys := make([]openapi.Key, len(rows))
+	for i, row := range rows {
+		keys[i] = openapi.Key{
 			LogKeyID: hex.EncodeToString(row.KeyID), PublicKey: hex.EncodeToString(row.PublicKey), Purpose: row.Purpose,
 			NotBefore: row.NotBefore, NotAfter: row.NotAfter,
 		}
 		if row.Purpose == "log" {
 			vkey := verify.VKey(log.Origin, row.PublicKey)
-			key.Vkey = &vkey
+			keys[i].Vkey = &vkey
 		}
-		answer.Keys = append(answer.Keys, key)
 	}
-	return answer, nil
+	return keys, nil
 }
 
 // findLog finds the log that is named, or the only one that is open. Which logs there are it doesn't tell: a tenant may

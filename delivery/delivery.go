@@ -84,4 +84,5 @@ const (
 	ErrorBodyRead          ErrorClass = "body_read"          // the answer's body broke off
 	ErrorNetwork           ErrorClass = "network"            // any other failure of the network
 	ErrorRequest           ErrorClass = "request"            // no request can be made of what is configured
+	ErrorProxy             ErrorClass = "proxy"              // the destination's proxy can't be reached, or doesn't connect
 )

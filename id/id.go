@@ -25,6 +25,7 @@ const (
 	Attempt     Kind = "da"
 	Log         Kind = "log"
 	APIKey      Kind = "key"
+	SigningKey  Kind = "whk"
 	Worker      Kind = "wrk"
 	Claim       Kind = "clm"
 	Secret      Kind = "sec"

@@ -167,7 +167,10 @@ const destinationsSQL = `
 select t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
     array(select s.secret from destination_secrets s
           where s.destination_id = t.id and (s.expires_at is null or s.expires_at > now()) order by s.id desc),
-    t.paused_at is not null or t.disabled_at is not null, t.deleted_at is not null
+    t.paused_at is not null or t.disabled_at is not null, t.deleted_at is not null,
+    array(select k.private_key from destination_keys k
+          where k.destination_id = t.id and (k.expires_at is null or k.expires_at > now()) order by k.id desc),
+    (select to_jsonb(x) from destination_transports x where x.destination_id = t.id)
 from destinations t where t.id = any($1)`
 
 // LoadDestinations reads destinations.
@@ -187,7 +190,8 @@ func LoadDestinations(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID) 
 func readDestinations(rows pgx.Rows, found map[uuid.UUID]*Destination) error {
 	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d Destination, err error) {
 		var timeoutMS int
-		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held, &d.Deleted)
+		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held, &d.Deleted,
+			&d.PrivateKeys, &d.Transport)
 		d.Timeout = time.Duration(timeoutMS) * time.Millisecond
 		found[d.ID] = &d
 		return d, err

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"testing"
@@ -166,16 +167,28 @@ func TestLoadDestinations(t *testing.T) {
 		b.exec(t, "insert into destination_secrets (id, destination_id, tenant_id, secret, expires_at) values ($1, $2, $3, $4, "+expires+")",
 			uuid.UUID{byte(9 - i), 6: 0x70, 8: 0x80}, b.destination, b.tenant, key(i))
 	}
+	pair := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 64) }
+	for i, expires := range []string{"null", "now() + interval '1 hour'", "now() - interval '1 second'"} {
+		b.exec(t, "insert into destination_keys (id, destination_id, tenant_id, public_key, private_key, expires_at) values ($1, $2, $3, $4, $5, "+expires+")",
+			uuid.UUID{byte(9 - i), 6: 0x70, 8: 0x80}, b.destination, b.tenant, key(i), pair(i))
+	}
+	b.exec(t, "insert into destination_transports (destination_id, tenant_id, min_tls, ca_pem) values ($1, $2, '1.3', 'ca')", b.destination, b.tenant)
 	b.exec(t, "update destinations set paused_at = now() where id = $1", held)
 	found, err := postgres.LoadDestinations(t.Context(), b.engine, []uuid.UUID{held, b.destination, id.New()})
 	require.NoError(t, err)
 	require.Len(t, found, 2)
 	require.True(t, found[held].Held)
 	require.False(t, found[held].Deleted)
+	require.Nil(t, found[held].Transport)
 	d := found[b.destination]
 	require.JSONEq(t, `{"A": ["b"]}`, string(d.ExtraHeaders))
 	require.Equal(t, [][]byte{key(0), key(1)}, d.SigningKeys, "newest first, without those that have expired")
-	d.ExtraHeaders, d.SigningKeys = nil, nil
+	require.Equal(t, [][]byte{pair(0), pair(1)}, d.PrivateKeys, "newest first, without those that have expired")
+	var transport map[string]any
+	require.NoError(t, json.Unmarshal(d.Transport, &transport))
+	require.Equal(t, "1.3", transport["min_tls"])
+	require.Equal(t, "ca", transport["ca_pem"])
+	d.ExtraHeaders, d.SigningKeys, d.PrivateKeys, d.Transport = nil, nil, nil, nil
 	require.Equal(t, &postgres.Destination{ID: b.destination, URL: "https://example.com/in", SecretPath: true,
 		Timeout: 100 * time.Millisecond, Schedule: []byte("{}")}, d)
 }

@@ -37,9 +37,11 @@ type Destination struct {
 	Timeout      time.Duration
 	Schedule     json.RawMessage
 	ExtraHeaders json.RawMessage
-	SigningKeys  [][]byte // newest first; empty: not signed
-	Held         bool     // paused or disabled: nothing may be sent now
-	Deleted      bool     // nothing will be sent any more
+	SigningKeys  [][]byte        // newest first; empty: not signed
+	Held         bool            // paused or disabled: nothing may be sent now
+	Deleted      bool            // nothing will be sent any more
+	PrivateKeys  [][]byte        // for v1a, newest first
+	Transport    json.RawMessage // as webhook.Transport has it; nil: as usual
 }
 
 // ErrMoved means that the delivery isn't (any longer) where the caller thinks: another carrier has it, or it is over.

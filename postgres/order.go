@@ -146,6 +146,7 @@ func queueTurns(batch *pgx.Batch, changes []Change) {
 	}
 	if len(over) > 0 {
 		batch.Queue(lockLinesSQL, over)
+		batch.Queue(leaveQueueSQL, over) // whoever was before one of them may have queued it while this waited for the line
 		batch.Queue(passTurnsSQL, over)
 	}
 }

@@ -95,6 +95,7 @@ func TestRolesMayDoNoMoreThanTheyMust(t *testing.T) {
 	}
 	for _, statement := range []string{
 		"update tree_roots set root_hash = root_hash", "update merkle_leaves set leaf = null",
+		"update destination_keys set expires_at = null", "delete from destination_transports",
 		"update signed_tree_heads set root_hash = root_hash", "update tenants set name = 'x'", "select * from api_keys",
 	} {
 		_, err := b.engine.Exec(t.Context(), statement)
@@ -102,6 +103,8 @@ func TestRolesMayDoNoMoreThanTheyMust(t *testing.T) {
 	}
 	for _, statement := range []string{
 		"select secret from endpoint_secrets", "select secret from destination_secrets", "select salt from event_payloads",
+		"select private_key from destination_keys", "delete from destination_keys", "update destination_keys set public_key = public_key",
+		"select client_key_pem from destination_transports", "select proxy_url from destination_transports",
 		"select * from api_keys", "insert into events default values", "update deliveries set epoch = 1", "delete from delivery_queue",
 	} {
 		_, err := b.api.Exec(t.Context(), statement)

@@ -46,9 +46,14 @@ func ValidateURL(raw string, allow ...netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	addr, err := netip.ParseAddr(u.Hostname())
+	return validHost(u.Hostname(), allow)
+}
+
+// validHost checks a name or address; its errors begin with "url".
+func validHost(host string, allow []netip.Prefix) error {
+	addr, err := netip.ParseAddr(host)
 	if err != nil {
-		return validName(u.Hostname(), allow)
+		return validName(host, allow)
 	}
 	if newGuardian(allow).SafeAddr(addr.Unmap()) != nil { // the mapped form reaches the IPv4 address
 		return errors.New("url must not point to a private, local or reserved address")

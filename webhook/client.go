@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/maypok86/otter/v2"
 )
 
 // The bounds of what is read of an answer.
@@ -37,6 +39,8 @@ type ClientConfig struct {
 	Allow []netip.Prefix
 	// RootCAs are trusted for https. Default: the system's.
 	RootCAs *x509.CertPool
+	// Resolver looks names up. Default: the system's.
+	Resolver *net.Resolver
 	// MaxIdlePerHost bounds the idle connections that are kept for each host and port. Default: 256.
 	MaxIdlePerHost int
 	// IdleTimeout is how long an idle connection is kept. Default: 30 s.
@@ -44,34 +48,25 @@ type ClientConfig struct {
 }
 
 // Client sends webhooks. It connects to public addresses and those that are allowed, whatever a host name resolves to
-// in the moment of dialing; it never follows a redirect, uses no proxy, keeps no cookies, and adds nothing to the
-// headers but Host and Content-Length. Connections are kept and shared among its callers.
+// in the moment of dialing; it never follows a redirect, takes no proxy from the environment, keeps no cookies, and adds
+// nothing to the headers but Host and Content-Length. Connections are kept and shared among its callers.
 //
-// It speaks HTTP/1.1 only. Go's HTTP/2 transport sends a request again by itself in some cases, and every request of
-// Kapsel is to be a recorded attempt.
+// It speaks HTTP/2 where the receiver offers it under TLS, else HTTP/1.1. A request that may have been seen is never sent
+// again by itself, as Go's transports would in some cases: every request of Kapsel is a recorded attempt.
 type Client struct {
-	transport *http.Transport
+	cfg    ClientConfig
+	usual  *Route
+	routes *otter.Cache[[32]byte, *Route] // by Transport.key
 }
 
 // NewClient makes a client. Close it.
 func NewClient(cfg ClientConfig) *Client {
-	dialer := &net.Dialer{Timeout: MaxTimeout, KeepAlive: 15 * time.Second, Control: newGuardian(cfg.Allow).Safe}
-	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.RootCAs, NextProtos: []string{"http/1.1"}}
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	return &Client{transport: &http.Transport{
-		Proxy:       nil, // a proxy would resolve and dial where the guardian can't see it
-		DialContext: dialer.DialContext,
-		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			return dialTLS(ctx, dialer, tlsConfig, network, addr)
-		},
-		Protocols:              protocols,
-		DisableCompression:     true,
-		MaxIdleConns:           4096,
-		MaxIdleConnsPerHost:    orDefault(cfg.MaxIdlePerHost, 256),
-		IdleConnTimeout:        orDefault(cfg.IdleTimeout, 30*time.Second),
-		MaxResponseHeaderBytes: maxResponseHeader,
-	}}
+	c := &Client{cfg: cfg, routes: newRoutes()}
+	var err error
+	if c.usual, err = c.newRoute(Transport{}, maxIdle, orDefault(cfg.MaxIdlePerHost, 256)); err != nil {
+		panic(err) // of nothing that was given
+	}
+	return c
 }
 
 func orDefault[T int | time.Duration](v, def T) T {
@@ -81,31 +76,14 @@ func orDefault[T int | time.Duration](v, def T) T {
 	return v
 }
 
-// dialTLS bounds the handshake itself: the transport dials detached from the request that asked for it, so that a
-// receiver which never answers would hold the connection for ever.
-func dialTLS(ctx context.Context, dialer *net.Dialer, config *tls.Config, network, addr string) (net.Conn, error) {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, fmt.Errorf("split address: %w", err)
-	}
-	raw, err := dialer.DialContext(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	config = config.Clone()
-	config.ServerName = host
-	conn := tls.Client(raw, config)
-	ctx, cancel := context.WithTimeout(ctx, MaxTimeout)
-	defer cancel()
-	if err := conn.HandshakeContext(ctx); err != nil {
-		_ = raw.Close() // the handshake's error is the one that counts
-		return nil, &handshakeError{err}
-	}
-	return conn, nil
-}
-
 // Close closes the idle connections. Requests in flight aren't disturbed.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.usual.transport.CloseIdleConnections()
+	for _, r := range c.routes.All() {
+		r.transport.CloseIdleConnections()
+	}
+	c.routes.StopAllGoroutines()
+}
 
 // Request is one webhook to send, by POST.
 type Request struct {
@@ -115,6 +93,8 @@ type Request struct {
 	// Timeout bounds everything from the look-up of the host to the last byte of the answer; 0 is DefaultTimeout, and
 	// MaxTimeout the most.
 	Timeout time.Duration
+	// Route is the way to the destination, from Client.Route; nil is the usual one.
+	Route *Route
 }
 
 // Result is what became of one request.
@@ -141,7 +121,7 @@ func (c *Client) Send(ctx context.Context, r Request) Result {
 	ctx, cancel := context.WithTimeoutCause(ctx, min(orDefault(r.Timeout, DefaultTimeout), MaxTimeout), errTimeout)
 	defer cancel()
 	var trace traced
-	if err := c.exchange(trace.watch(ctx), r, &res); err != nil {
+	if err := c.exchange(trace.watch(ctx), r, &trace, &res); err != nil {
 		res.Err = classify(ctx, err, &trace)
 	}
 	res.Wrote = trace.wrote.Load()
@@ -150,12 +130,16 @@ func (c *Client) Send(ctx context.Context, r Request) Result {
 }
 
 // exchange writes the request and reads the answer into res.
-func (c *Client) exchange(ctx context.Context, r Request, res *Result) error {
-	req, err := newRequest(ctx, r)
+func (c *Client) exchange(ctx context.Context, r Request, trace *traced, res *Result) error {
+	req, err := newRequest(ctx, r, trace)
 	if err != nil {
 		return &requestError{err}
 	}
-	resp, err := c.transport.RoundTrip(req) // not http.Client: it would follow redirects
+	by := r.Route
+	if by == nil {
+		by = c.usual
+	}
+	resp, err := by.transport.RoundTrip(req) // not http.Client: it would follow redirects
 	if err != nil {
 		return err
 	}
@@ -170,7 +154,7 @@ func (c *Client) exchange(ctx context.Context, r Request, res *Result) error {
 	return readBody(resp.Body, res)
 }
 
-func newRequest(ctx context.Context, r Request) (*http.Request, error) {
+func newRequest(ctx context.Context, r Request, trace *traced) (*http.Request, error) {
 	u, err := parseURL(r.URL)
 	if err != nil {
 		return nil, err
@@ -178,13 +162,26 @@ func newRequest(ctx context.Context, r Request) (*http.Request, error) {
 	if err := sendable(r.Header); err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(r.Body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("make request: %w", err)
 	}
 	req.Header = unreplayable(r.Header)
+	// A body in any case, also an empty one: without it HTTP/2's transport would send the request again unasked.
+	body := func() io.ReadCloser { return io.NopCloser(bytes.NewReader(r.Body)) }
+	req.Body, req.ContentLength = body(), int64(len(r.Body))
+	req.GetBody = func() (io.ReadCloser, error) {
+		if trace.http2.Load() && trace.wrote.Load() {
+			return nil, errSeen
+		}
+		return body(), nil
+	}
 	return req, nil
 }
+
+// errSeen keeps HTTP/2's transport from sending a request again that the receiver may have seen, although it said that it
+// did nothing with it (RFC 9113, section 8.7). HTTP/1's asks only when not a byte was written.
+var errSeen = errors.New("the request was written")
 
 // unreplayable copies h so that the transport sends the request at most once. It takes a POST with an Idempotency-Key
 // for one that it may send again by itself when a kept connection breaks, and looks for the canonical name only. Names
@@ -221,10 +218,14 @@ func readBody(body io.Reader, res *Result) error {
 }
 
 // traced notes how far a request came. The transport calls back from its own goroutines, also after Send returned.
-type traced struct{ wrote, answered atomic.Bool }
+type traced struct{ wrote, answered, http2 atomic.Bool }
 
 func (t *traced) watch(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			conn, ok := info.Conn.(*tls.Conn)
+			t.http2.Store(ok && conn.ConnectionState().NegotiatedProtocol == "h2")
+		},
 		WroteHeaders:         func() { t.wrote.Store(true) },
 		GotFirstResponseByte: func() { t.answered.Store(true) },
 	})

@@ -25,6 +25,7 @@ const (
 	ErrorBodyRead          ErrorClass = "body_read"
 	ErrorNetwork           ErrorClass = "network"
 	ErrorRequest           ErrorClass = "request"
+	ErrorProxy             ErrorClass = "proxy"
 )
 
 // Which step failed, where the error itself doesn't say.
@@ -32,11 +33,13 @@ type (
 	requestError   struct{ error } // no request can be made of what was given
 	handshakeError struct{ error } // TLS
 	bodyError      struct{ error } // the answer's body
+	proxyError     struct{ error } // the way to the proxy, or what it answered
 )
 
 func (e *requestError) Unwrap() error   { return e.error }
 func (e *handshakeError) Unwrap() error { return e.error }
 func (e *bodyError) Unwrap() error      { return e.error }
+func (e *proxyError) Unwrap() error     { return e.error }
 
 var errProtocol = errors.New("answer isn't HTTP")
 
@@ -46,6 +49,7 @@ func classify(ctx context.Context, err error, trace *traced) ErrorClass {
 		request   *requestError
 		handshake *handshakeError
 		body      *bodyError
+		proxied   *proxyError
 		network   *net.OpError
 	)
 	switch {
@@ -55,11 +59,13 @@ func classify(ctx context.Context, err error, trace *traced) ErrorClass {
 		return classifyEnd(ctx)
 	case blocked(err):
 		return ErrorBlockedAddress
+	case errors.As(err, &proxied):
+		return ErrorProxy
 	case isDNS(err):
 		return ErrorDNS
 	case isTimeout(err):
 		return ErrorTimeout
-	case errors.As(err, &handshake):
+	case errors.As(err, &handshake), isAlert(err):
 		return ErrorTLS
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return ErrorConnectionRefused
@@ -86,6 +92,13 @@ func classifyEnd(ctx context.Context) ErrorClass {
 		return ErrorTimeout
 	}
 	return ErrorInterrupted
+}
+
+// isAlert reports whether the receiver ended TLS itself. In TLS 1.3 it judges the client's certificate when the client takes
+// the handshake to be over; crypto/tls has no type for what it says then.
+func isAlert(err error) bool {
+	var e *net.OpError
+	return errors.As(err, &e) && e.Op == "remote error"
 }
 
 func isTimeout(err error) bool {

@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"maps"
@@ -58,8 +59,9 @@ type Outgoing struct {
 	AcceptedAt time.Time // when the event was accepted
 	SentAt     time.Time // the webhook-timestamp
 	Body       []byte
-	// Secrets sign the request, each with its own signature; none is sent if there are none.
+	// Secrets (v1) and Keys (v1a) sign the request, each with its own signature; none is sent if there are none.
 	Secrets [][]byte
+	Keys    []ed25519.PrivateKey
 }
 
 // The headers that Kapsel sets. Whatever arrived under these names, or any that starts with Kapsel-, is left out, so
@@ -141,10 +143,22 @@ func OutgoingHeaders(original, configured http.Header, out Outgoing) http.Header
 	h.Set(HeaderOriginalTimestamp, out.AcceptedAt.UTC().Format("2006-01-02T15:04:05.000Z"))
 	h.Set(HeaderWebhookID, out.DeliveryID)
 	h.Set(HeaderWebhookTimestamp, strconv.FormatInt(out.SentAt.Unix(), 10))
-	if len(out.Secrets) > 0 {
-		h.Set(HeaderWebhookSignature, SignStandard(out.DeliveryID, out.SentAt, out.Body, out.Secrets))
+	if signature := out.signature(); signature != "" {
+		h.Set(HeaderWebhookSignature, signature)
 	}
 	return h
+}
+
+// signature is the value of webhook-signature: those of all secrets, then those of all keys.
+func (out Outgoing) signature() string {
+	var parts []string
+	if len(out.Secrets) > 0 {
+		parts = append(parts, SignStandard(out.DeliveryID, out.SentAt, out.Body, out.Secrets))
+	}
+	if len(out.Keys) > 0 {
+		parts = append(parts, SignStandardKeys(out.DeliveryID, out.SentAt, out.Body, out.Keys))
+	}
+	return strings.Join(parts, " ")
 }
 
 // reserved names are Kapsel's to set. Neither an original nor a configured header of these names is sent.
@@ -182,7 +196,8 @@ func ValidateConfiguredHeaders(h http.Header) error {
 		if err := validHeaderName("headers", name); err != nil {
 			return err
 		}
-		if reserved(http.CanonicalHeaderKey(name)) {
+		// Proxy-Authorization is for the next proxy and not for the receiver (RFC 9110, section 11.7.1).
+		if canonical := http.CanonicalHeaderKey(name); reserved(canonical) || canonical == "Proxy-Authorization" {
 			return fmt.Errorf("headers: %s is set by Kapsel or the connection and can't be configured", name)
 		}
 		for _, value := range h[name] {

@@ -46,9 +46,14 @@ func SignStandard(id string, at time.Time, body []byte, secrets [][]byte) string
 	signatures := make([]string, len(secrets))
 	for i, secret := range secrets {
 		h := hmac.New(sha256.New, secret)
-		h.Write([]byte(id + "." + strconv.FormatInt(at.Unix(), 10) + "."))
+		h.Write(signedPrefix(id, at))
 		h.Write(body)
 		signatures[i] = "v1," + base64.StdEncoding.EncodeToString(h.Sum(nil))
 	}
 	return strings.Join(signatures, " ")
+}
+
+// signedPrefix is what is signed before the body.
+func signedPrefix(id string, at time.Time) []byte {
+	return []byte(id + "." + strconv.FormatInt(at.Unix(), 10) + ".")
 }

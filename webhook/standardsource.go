@@ -20,10 +20,6 @@ type Standard struct {
 	Headers string `json:"headers,omitempty"`
 }
 
-// publicKeyPrefix begins a public key in the form of the specification. The private one, whsk_, is none of a receiver's
-// business.
-const publicKeyPrefix = "whpk_"
-
 var standardHeaders = map[string]string{"": "Webhook-", "webhook": "Webhook-", "svix": "Svix-"}
 
 func validateStandard(s Source) error {

@@ -458,11 +458,15 @@ type Destination struct {
 	Schedule   Schedule `json:"schedule"`
 	SecretPath bool     `json:"secret_path"`
 
+	// SigningKeys Only in the answer to its creation, if `signing` had `v1a`; see `signing-keys`.
+	SigningKeys *[]SigningKey `json:"signing_keys,omitempty"`
+
 	// SigningSecret Only in the answer to its creation: `whsec_…`, the secret with which the receiver checks `webhook-signature`
-	// (https://www.standardwebhooks.com).
-	SigningSecret *string `json:"signing_secret,omitempty"`
-	TimeoutMs     int     `json:"timeout_ms"`
-	URL           string  `json:"url"`
+	// (https://www.standardwebhooks.com). Absent if `signing` had no `v1`.
+	SigningSecret *string    `json:"signing_secret,omitempty"`
+	TimeoutMs     int        `json:"timeout_ms"`
+	Transport     *Transport `json:"transport,omitempty"`
+	URL           string     `json:"url"`
 }
 
 // DestinationChange At least one member. Each is checked as at creation.
@@ -721,9 +725,12 @@ type Key struct {
 
 // Keys defines model for Keys.
 type Keys struct {
-	Keys   []Key  `json:"keys"`
-	LogID  string `json:"log_id"`
-	Origin string `json:"origin"`
+	Keys  []Key  `json:"keys"`
+	LogID string `json:"log_id"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"next_cursor,omitempty"`
+	Origin     string  `json:"origin"`
 }
 
 // Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
@@ -743,8 +750,15 @@ type NewDestination struct {
 	// put one there (Slack, Discord, Teams, …), else false.
 	SecretPath *bool `json:"secret_path,omitempty"`
 
+	// Signing By which schemes of Standard Webhooks requests are signed; default `[v1]`. `v1`: HMAC-SHA-256 with the signing
+	// secret. `v1a`: Ed25519 with a key pair of this destination, so that the receiver holds nothing that could sign.
+	Signing *[]string `json:"signing,omitempty"`
+
 	// TimeoutMs How long one request may take.
 	TimeoutMs *int `json:"timeout_ms,omitempty"`
+
+	// Transport How a destination is reached, where that isn't as usual.
+	Transport *NewTransport `json:"transport,omitempty"`
 
 	// URL http or https, to a public address, without user information and fragment. A host name, or an IP address as
 	// it is usually written: four decimal numbers for IPv4.
@@ -787,6 +801,12 @@ type NewSecret struct {
 	Secret string `json:"secret"`
 }
 
+// NewSigningKey defines model for NewSigningKey.
+type NewSigningKey struct {
+	// ExpireOthersInSeconds When the keys that are valid now expire, unless they do before. 0 is at once, for one that became known.
+	ExpireOthersInSeconds *int `json:"expire_others_in_seconds,omitempty"`
+}
+
 // NewSigningSecret defines model for NewSigningSecret.
 type NewSigningSecret struct {
 	// ExpireOthersInSeconds How long those that are valid now go on signing; one that expires sooner does so.
@@ -794,6 +814,29 @@ type NewSigningSecret struct {
 
 	// Secret `whsec_` and base64 of 24 to 64 bytes. Left out, one of 32 random bytes is made, and is in this answer and in no other.
 	Secret *string `json:"secret,omitempty"`
+}
+
+// NewTransport How a destination is reached, where that isn't as usual.
+type NewTransport struct {
+	// CaPem Certificates that are trusted in place of the system's, in PEM, up to 64 KiB, not all expired. Not for an
+	// https proxy, whose certificate the system's authorities must have signed.
+	CaPem *string `json:"ca_pem,omitempty"`
+
+	// ClientCertPem The chain that is shown to the receiver (mutual TLS): up to 10 certificates in PEM, 64 KiB, Kapsel's own first,
+	// none expired, each signed by the next. Needs `client_key_pem`.
+	ClientCertPem *string `json:"client_cert_pem,omitempty"`
+
+	// ClientKeyPem The unencrypted key of the first of them, in PEM: ECDSA, Ed25519, or RSA of at least 2,048 bits. It is never
+	// shown again.
+	ClientKeyPem *string `json:"client_key_pem,omitempty"`
+
+	// MinTLS `1.2` (default) or `1.3`. The newest version that both sides know is spoken, and never one below 1.2.
+	MinTLS *string `json:"min_tls,omitempty"`
+
+	// ProxyURL A forward proxy, `http://` or `https://` with host, port (default 80 or 443) and credentials (Basic) if it needs
+	// them. It is asked to CONNECT, for http destinations too. It must have a public address, as destinations must, and
+	// resolves the destination's name itself. Only host and port are shown again.
+	ProxyURL *string `json:"proxy_url,omitempty"`
 }
 
 // Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
@@ -947,6 +990,23 @@ type SignedTreeHead struct {
 	TreeSize  int64 `json:"tree_size"`
 }
 
+// SigningKey defines model for SigningKey.
+type SigningKey struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt Absent if it doesn't expire.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	ID        string     `json:"id"`
+
+	// PublicKey `whpk_…`, with which the receiver checks signatures `v1a`.
+	PublicKey string `json:"public_key"`
+}
+
+// SigningKeyList defines model for SigningKeyList.
+type SigningKeyList struct {
+	Data []SigningKey `json:"data"`
+}
+
 // SigningSecret defines model for SigningSecret.
 type SigningSecret struct {
 	CreatedAt time.Time `json:"created_at"`
@@ -972,6 +1032,19 @@ type StandardWebhooks struct {
 
 // StandardWebhooksHeaders What the three headers' names begin with: `webhook-id`, or `svix-id`.
 type StandardWebhooksHeaders string
+
+// Transport defines model for Transport.
+type Transport struct {
+	CaPem *string `json:"ca_pem,omitempty"`
+
+	// ClientCertExpiresAt When the first certificate of the chain to expire does.
+	ClientCertExpiresAt *time.Time `json:"client_cert_expires_at,omitempty"`
+	ClientCertPem       *string    `json:"client_cert_pem,omitempty"`
+	MinTLS              string     `json:"min_tls"`
+
+	// Proxy Host and port.
+	Proxy *string `json:"proxy,omitempty"`
+}
 
 // Verification How a source proves that a webhook is its own.
 type Verification struct {
@@ -1059,6 +1132,12 @@ type DownloadProofParams struct {
 type ListKeysParams struct {
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// Limit How many at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next_cursor` of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // GetProofParams defines parameters for GetProof.
@@ -1155,6 +1234,12 @@ type UpdateDestinationJSONRequestBody = DestinationChange
 
 // AddSigningSecretJSONRequestBody defines body for AddSigningSecret for application/json ContentType.
 type AddSigningSecretJSONRequestBody = NewSigningSecret
+
+// AddSigningKeyJSONRequestBody defines body for AddSigningKey for application/json ContentType.
+type AddSigningKeyJSONRequestBody = NewSigningKey
+
+// PutTransportJSONRequestBody defines body for PutTransport for application/json ContentType.
+type PutTransportJSONRequestBody = NewTransport
 
 // CreateEndpointJSONRequestBody defines body for CreateEndpoint for application/json ContentType.
 type CreateEndpointJSONRequestBody = NewEndpoint
@@ -1260,7 +1345,10 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
 	DownloadProof(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListKeys List all keys that a log has had
+	// ListKeys List all keys that a log has had, and those that its tenants' deliveries were signed with
+	//
+	// The log's own keys (purpose `log`) are on the first page, oldest first; then, and on all pages that follow, the keys of
+	// destinations (purpose `v1a`), newest first. Whose they are isn't told: a receiver knows its own.
 	//
 	// Corresponds with GET /api/v1/attestation/keys (the `ListKeys` operationId).
 	ListKeys(ctx context.Context, params *ListKeysParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1394,12 +1482,72 @@ type ClientInterface interface {
 	// Corresponds with DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id} (the `DeleteSigningSecret` operationId).
 	DeleteSigningSecret(ctx context.Context, destinationID DestinationID, secretID string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListSigningKeys List the public keys that are valid, newest first
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id}/signing-keys (the `ListSigningKeys` operationId).
+	ListSigningKeys(ctx context.Context, destinationID string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddSigningKeyWithBody Add a key pair for signatures v1a
+	//
+	// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
+	// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
+	// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/signing-keys (the `AddSigningKey` operationId).
+	AddSigningKeyWithBody(ctx context.Context, destinationID string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddSigningKey Add a key pair for signatures v1a
+	//
+	// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
+	// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
+	// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/signing-keys (the `AddSigningKey` operationId).
+	AddSigningKey(ctx context.Context, destinationID string, body AddSigningKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExpireSigningKey Expire a key now
+	//
+	// Requests that begin two seconds later or more aren't signed with it. What would leave requests unsigned is refused
+	// (409). The public key stays in the list of all keys.
+	//
+	// Corresponds with DELETE /api/v1/destinations/{destination_id}/signing-keys/{key_id} (the `ExpireSigningKey` operationId).
+	ExpireSigningKey(ctx context.Context, destinationID string, keyID string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetDestinationStats Read how a destination is doing
 	//
 	// Bounded, so that it costs the same whatever the history holds: see `sample`.
 	//
 	// Corresponds with GET /api/v1/destinations/{destination_id}/stats (the `GetDestinationStats` operationId).
 	GetDestinationStats(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTransport Read how a destination is reached
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id}/transport (the `GetTransport` operationId).
+	GetTransport(ctx context.Context, destinationID string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutTransportWithBody Replace how a destination is reached
+	//
+	// All of it: what isn't named is as usual again, so `{}` takes every setting back. A client certificate is renewed so.
+	// Requests that begin two seconds later or more go by the new settings, on new connections.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/destinations/{destination_id}/transport (the `PutTransport` operationId).
+	PutTransportWithBody(ctx context.Context, destinationID string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutTransport Replace how a destination is reached
+	//
+	// All of it: what isn't named is as usual again, so `{}` takes every setting back. A client certificate is renewed so.
+	// Requests that begin two seconds later or more go by the new settings, on new connections.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/destinations/{destination_id}/transport (the `PutTransport` operationId).
+	PutTransport(ctx context.Context, destinationID string, body PutTransportJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListEndpoints List endpoints, newest first
 	//
@@ -1639,7 +1787,10 @@ func (c *Client) DownloadProof(ctx context.Context, attemptID AttemptID, params 
 	return c.Client.Do(req)
 }
 
-// ListKeys List all keys that a log has had
+// ListKeys List all keys that a log has had, and those that its tenants' deliveries were signed with
+//
+// The log's own keys (purpose `log`) are on the first page, oldest first; then, and on all pages that follow, the keys of
+// destinations (purpose `v1a`), newest first. Whose they are isn't told: a receiver knows its own.
 //
 // Corresponds with GET /api/v1/attestation/keys (the `ListKeys` operationId).
 func (c *Client) ListKeys(ctx context.Context, params *ListKeysParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1943,6 +2094,81 @@ func (c *Client) DeleteSigningSecret(ctx context.Context, destinationID Destinat
 	return c.Client.Do(req)
 }
 
+// ListSigningKeys List the public keys that are valid, newest first
+//
+// Corresponds with GET /api/v1/destinations/{destination_id}/signing-keys (the `ListSigningKeys` operationId).
+func (c *Client) ListSigningKeys(ctx context.Context, destinationID string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSigningKeysRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddSigningKeyWithBody Add a key pair for signatures v1a
+//
+// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
+// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
+// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/signing-keys (the `AddSigningKey` operationId).
+func (c *Client) AddSigningKeyWithBody(ctx context.Context, destinationID string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddSigningKeyRequestWithBody(c.Server, destinationID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddSigningKey Add a key pair for signatures v1a
+//
+// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
+// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
+// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/signing-keys (the `AddSigningKey` operationId).
+func (c *Client) AddSigningKey(ctx context.Context, destinationID string, body AddSigningKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddSigningKeyRequest(c.Server, destinationID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExpireSigningKey Expire a key now
+//
+// Requests that begin two seconds later or more aren't signed with it. What would leave requests unsigned is refused
+// (409). The public key stays in the list of all keys.
+//
+// Corresponds with DELETE /api/v1/destinations/{destination_id}/signing-keys/{key_id} (the `ExpireSigningKey` operationId).
+func (c *Client) ExpireSigningKey(ctx context.Context, destinationID string, keyID string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExpireSigningKeyRequest(c.Server, destinationID, keyID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetDestinationStats Read how a destination is doing
 //
 // Bounded, so that it costs the same whatever the history holds: see `sample`.
@@ -1950,6 +2176,61 @@ func (c *Client) DeleteSigningSecret(ctx context.Context, destinationID Destinat
 // Corresponds with GET /api/v1/destinations/{destination_id}/stats (the `GetDestinationStats` operationId).
 func (c *Client) GetDestinationStats(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetDestinationStatsRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTransport Read how a destination is reached
+//
+// Corresponds with GET /api/v1/destinations/{destination_id}/transport (the `GetTransport` operationId).
+func (c *Client) GetTransport(ctx context.Context, destinationID string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTransportRequest(c.Server, destinationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutTransportWithBody Replace how a destination is reached
+//
+// All of it: what isn't named is as usual again, so `{}` takes every setting back. A client certificate is renewed so.
+// Requests that begin two seconds later or more go by the new settings, on new connections.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/destinations/{destination_id}/transport (the `PutTransport` operationId).
+func (c *Client) PutTransportWithBody(ctx context.Context, destinationID string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutTransportRequestWithBody(c.Server, destinationID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutTransport Replace how a destination is reached
+//
+// All of it: what isn't named is as usual again, so `{}` takes every setting back. A client certificate is renewed so.
+// Requests that begin two seconds later or more go by the new settings, on new connections.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/destinations/{destination_id}/transport (the `PutTransport` operationId).
+func (c *Client) PutTransport(ctx context.Context, destinationID string, body PutTransportJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutTransportRequest(c.Server, destinationID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2570,6 +2851,30 @@ func NewListKeysRequest(server string, params *ListKeysParams) (*http.Request, e
 		if params.Log != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "log", *params.Log, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -3265,6 +3570,128 @@ func NewDeleteSigningSecretRequest(server string, destinationID DestinationID, s
 	return req, nil
 }
 
+// NewListSigningKeysRequest constructs an http.Request for the ListSigningKeys method
+func NewListSigningKeysRequest(server string, destinationID string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/signing-keys", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddSigningKeyRequest calls the generic AddSigningKey builder with application/json body
+func NewAddSigningKeyRequest(server string, destinationID string, body AddSigningKeyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddSigningKeyRequestWithBody(server, destinationID, "application/json", bodyReader)
+}
+
+// NewAddSigningKeyRequestWithBody constructs an http.Request for the AddSigningKey method, with any body, and a specified content type
+func NewAddSigningKeyRequestWithBody(server string, destinationID string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/signing-keys", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewExpireSigningKeyRequest constructs an http.Request for the ExpireSigningKey method
+func NewExpireSigningKeyRequest(server string, destinationID string, keyID string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "key_id", keyID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/signing-keys/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetDestinationStatsRequest constructs an http.Request for the GetDestinationStats method
 func NewGetDestinationStatsRequest(server string, destinationID DestinationID) (*http.Request, error) {
 	var err error
@@ -3295,6 +3722,87 @@ func NewGetDestinationStatsRequest(server string, destinationID DestinationID) (
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewGetTransportRequest constructs an http.Request for the GetTransport method
+func NewGetTransportRequest(server string, destinationID string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/transport", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPutTransportRequest calls the generic PutTransport builder with application/json body
+func NewPutTransportRequest(server string, destinationID string, body PutTransportJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPutTransportRequestWithBody(server, destinationID, "application/json", bodyReader)
+}
+
+// NewPutTransportRequestWithBody constructs an http.Request for the PutTransport method, with any body, and a specified content type
+func NewPutTransportRequestWithBody(server string, destinationID string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "destination_id", destinationID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/destinations/%s/transport", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -4160,7 +4668,10 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
 	DownloadProofWithResponse(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*DownloadProofResponse, error)
 
-	// ListKeysWithResponse List all keys that a log has had
+	// ListKeysWithResponse List all keys that a log has had, and those that its tenants' deliveries were signed with
+	//
+	// The log's own keys (purpose `log`) are on the first page, oldest first; then, and on all pages that follow, the keys of
+	// destinations (purpose `v1a`), newest first. Whose they are isn't told: a receiver knows its own.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -4320,6 +4831,45 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id} (the `DeleteSigningSecret` operationId).
 	DeleteSigningSecretWithResponse(ctx context.Context, destinationID DestinationID, secretID string, reqEditors ...RequestEditorFn) (*DeleteSigningSecretResponse, error)
 
+	// ListSigningKeysWithResponse List the public keys that are valid, newest first
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id}/signing-keys (the `ListSigningKeys` operationId).
+	ListSigningKeysWithResponse(ctx context.Context, destinationID string, reqEditors ...RequestEditorFn) (*ListSigningKeysResponse, error)
+
+	// AddSigningKeyWithBodyWithResponse Add a key pair for signatures v1a
+	//
+	// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
+	// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
+	// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/signing-keys (the `AddSigningKey` operationId).
+	AddSigningKeyWithBodyWithResponse(ctx context.Context, destinationID string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddSigningKeyResponse, error)
+
+	// AddSigningKeyWithResponse Add a key pair for signatures v1a
+	//
+	// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
+	// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
+	// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/destinations/{destination_id}/signing-keys (the `AddSigningKey` operationId).
+	AddSigningKeyWithResponse(ctx context.Context, destinationID string, body AddSigningKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSigningKeyResponse, error)
+
+	// ExpireSigningKeyWithResponse Expire a key now
+	//
+	// Requests that begin two seconds later or more aren't signed with it. What would leave requests unsigned is refused
+	// (409). The public key stays in the list of all keys.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/destinations/{destination_id}/signing-keys/{key_id} (the `ExpireSigningKey` operationId).
+	ExpireSigningKeyWithResponse(ctx context.Context, destinationID string, keyID string, reqEditors ...RequestEditorFn) (*ExpireSigningKeyResponse, error)
+
 	// GetDestinationStatsWithResponse Read how a destination is doing
 	//
 	// Bounded, so that it costs the same whatever the history holds: see `sample`.
@@ -4328,6 +4878,33 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/destinations/{destination_id}/stats (the `GetDestinationStats` operationId).
 	GetDestinationStatsWithResponse(ctx context.Context, destinationID DestinationID, reqEditors ...RequestEditorFn) (*GetDestinationStatsResponse, error)
+
+	// GetTransportWithResponse Read how a destination is reached
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/destinations/{destination_id}/transport (the `GetTransport` operationId).
+	GetTransportWithResponse(ctx context.Context, destinationID string, reqEditors ...RequestEditorFn) (*GetTransportResponse, error)
+
+	// PutTransportWithBodyWithResponse Replace how a destination is reached
+	//
+	// All of it: what isn't named is as usual again, so `{}` takes every setting back. A client certificate is renewed so.
+	// Requests that begin two seconds later or more go by the new settings, on new connections.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/destinations/{destination_id}/transport (the `PutTransport` operationId).
+	PutTransportWithBodyWithResponse(ctx context.Context, destinationID string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutTransportResponse, error)
+
+	// PutTransportWithResponse Replace how a destination is reached
+	//
+	// All of it: what isn't named is as usual again, so `{}` takes every setting back. A client certificate is renewed so.
+	// Requests that begin two seconds later or more go by the new settings, on new connections.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/destinations/{destination_id}/transport (the `PutTransport` operationId).
+	PutTransportWithResponse(ctx context.Context, destinationID string, body PutTransportJSONRequestBody, reqEditors ...RequestEditorFn) (*PutTransportResponse, error)
 
 	// ListEndpointsWithResponse List endpoints, newest first
 	//
@@ -6051,6 +6628,262 @@ func (r DeleteSigningSecretResponse) ContentType() string {
 	return ""
 }
 
+// ListSigningKeysResponse503Headers the declared response headers of an HTTP 503 response for ListSigningKeys
+type ListSigningKeysResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ListSigningKeysResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SigningKeyList
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ListSigningKeysResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSigningKeysResponse) GetJSON200() *SigningKeyList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ListSigningKeysResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ListSigningKeysResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ListSigningKeysResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSigningKeysResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSigningKeysResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSigningKeysResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSigningKeysResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSigningKeysResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// AddSigningKeyResponse503Headers the declared response headers of an HTTP 503 response for AddSigningKey
+type AddSigningKeyResponse503Headers struct {
+	RetryAfter *int
+}
+
+type AddSigningKeyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SigningKey
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *AddSigningKeyResponse503Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AddSigningKeyResponse) GetJSON201() *SigningKey {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r AddSigningKeyResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r AddSigningKeyResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r AddSigningKeyResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r AddSigningKeyResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r AddSigningKeyResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r AddSigningKeyResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r AddSigningKeyResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddSigningKeyResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddSigningKeyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddSigningKeyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddSigningKeyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddSigningKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ExpireSigningKeyResponse503Headers the declared response headers of an HTTP 503 response for ExpireSigningKey
+type ExpireSigningKeyResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ExpireSigningKeyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ExpireSigningKeyResponse503Headers
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ExpireSigningKeyResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ExpireSigningKeyResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r ExpireSigningKeyResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ExpireSigningKeyResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ExpireSigningKeyResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ExpireSigningKeyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExpireSigningKeyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExpireSigningKeyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExpireSigningKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetDestinationStatsResponse503Headers the declared response headers of an HTTP 503 response for GetDestinationStats
 type GetDestinationStatsResponse503Headers struct {
 	RetryAfter *int
@@ -6121,6 +6954,179 @@ func (r GetDestinationStatsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetDestinationStatsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetTransportResponse503Headers the declared response headers of an HTTP 503 response for GetTransport
+type GetTransportResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetTransportResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Transport
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetTransportResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTransportResponse) GetJSON200() *Transport {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetTransportResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetTransportResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetTransportResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTransportResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTransportResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTransportResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTransportResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTransportResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PutTransportResponse503Headers the declared response headers of an HTTP 503 response for PutTransport
+type PutTransportResponse503Headers struct {
+	RetryAfter *int
+}
+
+type PutTransportResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Transport
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *PutTransportResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PutTransportResponse) GetJSON200() *Transport {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r PutTransportResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r PutTransportResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r PutTransportResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r PutTransportResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r PutTransportResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r PutTransportResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PutTransportResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PutTransportResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PutTransportResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PutTransportResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PutTransportResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7535,7 +8541,10 @@ func (c *ClientWithResponses) DownloadProofWithResponse(ctx context.Context, att
 	return ParseDownloadProofResponse(rsp)
 }
 
-// ListKeysWithResponse List all keys that a log has had
+// ListKeysWithResponse List all keys that a log has had, and those that its tenants' deliveries were signed with
+//
+// The log's own keys (purpose `log`) are on the first page, oldest first; then, and on all pages that follow, the keys of
+// destinations (purpose `v1a`), newest first. Whose they are isn't told: a receiver knows its own.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -7797,6 +8806,69 @@ func (c *ClientWithResponses) DeleteSigningSecretWithResponse(ctx context.Contex
 	return ParseDeleteSigningSecretResponse(rsp)
 }
 
+// ListSigningKeysWithResponse List the public keys that are valid, newest first
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/destinations/{destination_id}/signing-keys (the `ListSigningKeys` operationId).
+func (c *ClientWithResponses) ListSigningKeysWithResponse(ctx context.Context, destinationID string, reqEditors ...RequestEditorFn) (*ListSigningKeysResponse, error) {
+	rsp, err := c.ListSigningKeys(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSigningKeysResponse(rsp)
+}
+
+// AddSigningKeyWithBodyWithResponse Add a key pair for signatures v1a
+//
+// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
+// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
+// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/signing-keys (the `AddSigningKey` operationId).
+func (c *ClientWithResponses) AddSigningKeyWithBodyWithResponse(ctx context.Context, destinationID string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddSigningKeyResponse, error) {
+	rsp, err := c.AddSigningKeyWithBody(ctx, destinationID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddSigningKeyResponse(rsp)
+}
+
+// AddSigningKeyWithResponse Add a key pair for signatures v1a
+//
+// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
+// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
+// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/destinations/{destination_id}/signing-keys (the `AddSigningKey` operationId).
+func (c *ClientWithResponses) AddSigningKeyWithResponse(ctx context.Context, destinationID string, body AddSigningKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSigningKeyResponse, error) {
+	rsp, err := c.AddSigningKey(ctx, destinationID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddSigningKeyResponse(rsp)
+}
+
+// ExpireSigningKeyWithResponse Expire a key now
+//
+// Requests that begin two seconds later or more aren't signed with it. What would leave requests unsigned is refused
+// (409). The public key stays in the list of all keys.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/destinations/{destination_id}/signing-keys/{key_id} (the `ExpireSigningKey` operationId).
+func (c *ClientWithResponses) ExpireSigningKeyWithResponse(ctx context.Context, destinationID string, keyID string, reqEditors ...RequestEditorFn) (*ExpireSigningKeyResponse, error) {
+	rsp, err := c.ExpireSigningKey(ctx, destinationID, keyID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExpireSigningKeyResponse(rsp)
+}
+
 // GetDestinationStatsWithResponse Read how a destination is doing
 //
 // Bounded, so that it costs the same whatever the history holds: see `sample`.
@@ -7810,6 +8882,51 @@ func (c *ClientWithResponses) GetDestinationStatsWithResponse(ctx context.Contex
 		return nil, err
 	}
 	return ParseGetDestinationStatsResponse(rsp)
+}
+
+// GetTransportWithResponse Read how a destination is reached
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/destinations/{destination_id}/transport (the `GetTransport` operationId).
+func (c *ClientWithResponses) GetTransportWithResponse(ctx context.Context, destinationID string, reqEditors ...RequestEditorFn) (*GetTransportResponse, error) {
+	rsp, err := c.GetTransport(ctx, destinationID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTransportResponse(rsp)
+}
+
+// PutTransportWithBodyWithResponse Replace how a destination is reached
+//
+// All of it: what isn't named is as usual again, so `{}` takes every setting back. A client certificate is renewed so.
+// Requests that begin two seconds later or more go by the new settings, on new connections.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/destinations/{destination_id}/transport (the `PutTransport` operationId).
+func (c *ClientWithResponses) PutTransportWithBodyWithResponse(ctx context.Context, destinationID string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutTransportResponse, error) {
+	rsp, err := c.PutTransportWithBody(ctx, destinationID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutTransportResponse(rsp)
+}
+
+// PutTransportWithResponse Replace how a destination is reached
+//
+// All of it: what isn't named is as usual again, so `{}` takes every setting back. A client certificate is renewed so.
+// Requests that begin two seconds later or more go by the new settings, on new connections.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/destinations/{destination_id}/transport (the `PutTransport` operationId).
+func (c *ClientWithResponses) PutTransportWithResponse(ctx context.Context, destinationID string, body PutTransportJSONRequestBody, reqEditors ...RequestEditorFn) (*PutTransportResponse, error) {
+	rsp, err := c.PutTransport(ctx, destinationID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutTransportResponse(rsp)
 }
 
 // ListEndpointsWithResponse List endpoints, newest first
@@ -9518,6 +10635,238 @@ func ParseDeleteSigningSecretResponse(rsp *http.Response) (*DeleteSigningSecretR
 	return response, nil
 }
 
+// ParseListSigningKeysResponse parses an HTTP response from a ListSigningKeysWithResponse call
+func ParseListSigningKeysResponse(rsp *http.Response) (*ListSigningKeysResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSigningKeysResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SigningKeyList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ListSigningKeysResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseAddSigningKeyResponse parses an HTTP response from a AddSigningKeyWithResponse call
+func ParseAddSigningKeyResponse(rsp *http.Response) (*AddSigningKeyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddSigningKeyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SigningKey
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers AddSigningKeyResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseExpireSigningKeyResponse parses an HTTP response from a ExpireSigningKeyWithResponse call
+func ParseExpireSigningKeyResponse(rsp *http.Response) (*ExpireSigningKeyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExpireSigningKeyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ExpireSigningKeyResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseGetDestinationStatsResponse parses an HTTP response from a GetDestinationStatsWithResponse call
 func ParseGetDestinationStatsResponse(rsp *http.Response) (*GetDestinationStatsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -9572,6 +10921,161 @@ func ParseGetDestinationStatsResponse(rsp *http.Response) (*GetDestinationStatsR
 	switch {
 	case rsp.StatusCode == 503:
 		var headers GetDestinationStatsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetTransportResponse parses an HTTP response from a GetTransportWithResponse call
+func ParseGetTransportResponse(rsp *http.Response) (*GetTransportResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTransportResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Transport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetTransportResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePutTransportResponse parses an HTTP response from a PutTransportWithResponse call
+func ParsePutTransportResponse(rsp *http.Response) (*PutTransportResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PutTransportResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Transport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers PutTransportResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -453,11 +453,15 @@ type Destination struct {
 	Schedule   Schedule `json:"schedule"`
 	SecretPath bool     `json:"secret_path"`
 
+	// SigningKeys Only in the answer to its creation, if `signing` had `v1a`; see `signing-keys`.
+	SigningKeys *[]SigningKey `json:"signing_keys,omitempty"`
+
 	// SigningSecret Only in the answer to its creation: `whsec_…`, the secret with which the receiver checks `webhook-signature`
-	// (https://www.standardwebhooks.com).
-	SigningSecret *string `json:"signing_secret,omitempty"`
-	TimeoutMs     int     `json:"timeout_ms"`
-	URL           string  `json:"url"`
+	// (https://www.standardwebhooks.com). Absent if `signing` had no `v1`.
+	SigningSecret *string    `json:"signing_secret,omitempty"`
+	TimeoutMs     int        `json:"timeout_ms"`
+	Transport     *Transport `json:"transport,omitempty"`
+	URL           string     `json:"url"`
 }
 
 // DestinationChange At least one member. Each is checked as at creation.
@@ -716,9 +720,12 @@ type Key struct {
 
 // Keys defines model for Keys.
 type Keys struct {
-	Keys   []Key  `json:"keys"`
-	LogID  string `json:"log_id"`
-	Origin string `json:"origin"`
+	Keys  []Key  `json:"keys"`
+	LogID string `json:"log_id"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"next_cursor,omitempty"`
+	Origin     string  `json:"origin"`
 }
 
 // Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
@@ -738,8 +745,15 @@ type NewDestination struct {
 	// put one there (Slack, Discord, Teams, …), else false.
 	SecretPath *bool `json:"secret_path,omitempty"`
 
+	// Signing By which schemes of Standard Webhooks requests are signed; default `[v1]`. `v1`: HMAC-SHA-256 with the signing
+	// secret. `v1a`: Ed25519 with a key pair of this destination, so that the receiver holds nothing that could sign.
+	Signing *[]string `json:"signing,omitempty"`
+
 	// TimeoutMs How long one request may take.
 	TimeoutMs *int `json:"timeout_ms,omitempty"`
+
+	// Transport How a destination is reached, where that isn't as usual.
+	Transport *NewTransport `json:"transport,omitempty"`
 
 	// URL http or https, to a public address, without user information and fragment. A host name, or an IP address as
 	// it is usually written: four decimal numbers for IPv4.
@@ -782,6 +796,12 @@ type NewSecret struct {
 	Secret string `json:"secret"`
 }
 
+// NewSigningKey defines model for NewSigningKey.
+type NewSigningKey struct {
+	// ExpireOthersInSeconds When the keys that are valid now expire, unless they do before. 0 is at once, for one that became known.
+	ExpireOthersInSeconds *int `json:"expire_others_in_seconds,omitempty"`
+}
+
 // NewSigningSecret defines model for NewSigningSecret.
 type NewSigningSecret struct {
 	// ExpireOthersInSeconds How long those that are valid now go on signing; one that expires sooner does so.
@@ -789,6 +809,29 @@ type NewSigningSecret struct {
 
 	// Secret `whsec_` and base64 of 24 to 64 bytes. Left out, one of 32 random bytes is made, and is in this answer and in no other.
 	Secret *string `json:"secret,omitempty"`
+}
+
+// NewTransport How a destination is reached, where that isn't as usual.
+type NewTransport struct {
+	// CaPem Certificates that are trusted in place of the system's, in PEM, up to 64 KiB, not all expired. Not for an
+	// https proxy, whose certificate the system's authorities must have signed.
+	CaPem *string `json:"ca_pem,omitempty"`
+
+	// ClientCertPem The chain that is shown to the receiver (mutual TLS): up to 10 certificates in PEM, 64 KiB, Kapsel's own first,
+	// none expired, each signed by the next. Needs `client_key_pem`.
+	ClientCertPem *string `json:"client_cert_pem,omitempty"`
+
+	// ClientKeyPem The unencrypted key of the first of them, in PEM: ECDSA, Ed25519, or RSA of at least 2,048 bits. It is never
+	// shown again.
+	ClientKeyPem *string `json:"client_key_pem,omitempty"`
+
+	// MinTLS `1.2` (default) or `1.3`. The newest version that both sides know is spoken, and never one below 1.2.
+	MinTLS *string `json:"min_tls,omitempty"`
+
+	// ProxyURL A forward proxy, `http://` or `https://` with host, port (default 80 or 443) and credentials (Basic) if it needs
+	// them. It is asked to CONNECT, for http destinations too. It must have a public address, as destinations must, and
+	// resolves the destination's name itself. Only host and port are shown again.
+	ProxyURL *string `json:"proxy_url,omitempty"`
 }
 
 // Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
@@ -942,6 +985,23 @@ type SignedTreeHead struct {
 	TreeSize  int64 `json:"tree_size"`
 }
 
+// SigningKey defines model for SigningKey.
+type SigningKey struct {
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt Absent if it doesn't expire.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+	ID        string     `json:"id"`
+
+	// PublicKey `whpk_…`, with which the receiver checks signatures `v1a`.
+	PublicKey string `json:"public_key"`
+}
+
+// SigningKeyList defines model for SigningKeyList.
+type SigningKeyList struct {
+	Data []SigningKey `json:"data"`
+}
+
 // SigningSecret defines model for SigningSecret.
 type SigningSecret struct {
 	CreatedAt time.Time `json:"created_at"`
@@ -967,6 +1027,19 @@ type StandardWebhooks struct {
 
 // StandardWebhooksHeaders What the three headers' names begin with: `webhook-id`, or `svix-id`.
 type StandardWebhooksHeaders string
+
+// Transport defines model for Transport.
+type Transport struct {
+	CaPem *string `json:"ca_pem,omitempty"`
+
+	// ClientCertExpiresAt When the first certificate of the chain to expire does.
+	ClientCertExpiresAt *time.Time `json:"client_cert_expires_at,omitempty"`
+	ClientCertPem       *string    `json:"client_cert_pem,omitempty"`
+	MinTLS              string     `json:"min_tls"`
+
+	// Proxy Host and port.
+	Proxy *string `json:"proxy,omitempty"`
+}
 
 // Verification How a source proves that a webhook is its own.
 type Verification struct {
@@ -1054,6 +1127,12 @@ type DownloadProofParams struct {
 type ListKeysParams struct {
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// Limit How many at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next_cursor` of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // GetProofParams defines parameters for GetProof.
@@ -1144,6 +1223,12 @@ type UpdateDestinationJSONRequestBody = DestinationChange
 // AddSigningSecretJSONRequestBody defines body for AddSigningSecret for application/json ContentType.
 type AddSigningSecretJSONRequestBody = NewSigningSecret
 
+// AddSigningKeyJSONRequestBody defines body for AddSigningKey for application/json ContentType.
+type AddSigningKeyJSONRequestBody = NewSigningKey
+
+// PutTransportJSONRequestBody defines body for PutTransport for application/json ContentType.
+type PutTransportJSONRequestBody = NewTransport
+
 // CreateEndpointJSONRequestBody defines body for CreateEndpoint for application/json ContentType.
 type CreateEndpointJSONRequestBody = NewEndpoint
 
@@ -1167,7 +1252,7 @@ type ServerInterface interface {
 	// DownloadProof Download the proof package of an attempt
 	// (GET /api/v1/attestation/download-proof/{attempt_id})
 	DownloadProof(c *gin.Context, attemptID AttemptID, params DownloadProofParams)
-	// ListKeys List all keys that a log has had
+	// ListKeys List all keys that a log has had, and those that its tenants' deliveries were signed with
 	// (GET /api/v1/attestation/keys)
 	ListKeys(c *gin.Context, params ListKeysParams)
 	// GetProof Read the inclusion proof of an attempt
@@ -1212,9 +1297,24 @@ type ServerInterface interface {
 	// DeleteSigningSecret Expire a signing secret now
 	// (DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id})
 	DeleteSigningSecret(c *gin.Context, destinationID DestinationID, secretID string)
+	// ListSigningKeys List the public keys that are valid, newest first
+	// (GET /api/v1/destinations/{destination_id}/signing-keys)
+	ListSigningKeys(c *gin.Context, destinationID string)
+	// AddSigningKey Add a key pair for signatures v1a
+	// (POST /api/v1/destinations/{destination_id}/signing-keys)
+	AddSigningKey(c *gin.Context, destinationID string)
+	// ExpireSigningKey Expire a key now
+	// (DELETE /api/v1/destinations/{destination_id}/signing-keys/{key_id})
+	ExpireSigningKey(c *gin.Context, destinationID string, keyID string)
 	// GetDestinationStats Read how a destination is doing
 	// (GET /api/v1/destinations/{destination_id}/stats)
 	GetDestinationStats(c *gin.Context, destinationID DestinationID)
+	// GetTransport Read how a destination is reached
+	// (GET /api/v1/destinations/{destination_id}/transport)
+	GetTransport(c *gin.Context, destinationID string)
+	// PutTransport Replace how a destination is reached
+	// (PUT /api/v1/destinations/{destination_id}/transport)
+	PutTransport(c *gin.Context, destinationID string)
 	// ListEndpoints List endpoints, newest first
 	// (GET /api/v1/endpoints)
 	ListEndpoints(c *gin.Context, params ListEndpointsParams)
@@ -1410,6 +1510,22 @@ func (siw *ServerInterfaceWrapper) ListKeys(c *gin.Context) {
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "log", c.Request.URL.Query(), &params.Log, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
 	if err != nil {
 		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter log: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", c.Request.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter limit: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", c.Request.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter cursor: %w", err), http.StatusBadRequest)
 		return
 	}
 
@@ -1861,6 +1977,90 @@ func (siw *ServerInterfaceWrapper) DeleteSigningSecret(c *gin.Context) {
 	siw.Handler.DeleteSigningSecret(c, destinationID, secretID)
 }
 
+// ListSigningKeys operation middleware
+func (siw *ServerInterfaceWrapper) ListSigningKeys(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListSigningKeys(c, destinationID)
+}
+
+// AddSigningKey operation middleware
+func (siw *ServerInterfaceWrapper) AddSigningKey(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.AddSigningKey(c, destinationID)
+}
+
+// ExpireSigningKey operation middleware
+func (siw *ServerInterfaceWrapper) ExpireSigningKey(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Path parameter "key_id" -------------
+	var keyID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "key_id", c.Param("key_id"), &keyID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ExpireSigningKey(c, destinationID, keyID)
+}
+
 // GetDestinationStats operation middleware
 func (siw *ServerInterfaceWrapper) GetDestinationStats(c *gin.Context) {
 
@@ -1884,6 +2084,56 @@ func (siw *ServerInterfaceWrapper) GetDestinationStats(c *gin.Context) {
 	}
 
 	siw.Handler.GetDestinationStats(c, destinationID)
+}
+
+// GetTransport operation middleware
+func (siw *ServerInterfaceWrapper) GetTransport(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetTransport(c, destinationID)
+}
+
+// PutTransport operation middleware
+func (siw *ServerInterfaceWrapper) PutTransport(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "destination_id" -------------
+	var destinationID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "destination_id", c.Param("destination_id"), &destinationID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter destination_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.PutTransport(c, destinationID)
 }
 
 // ListEndpoints operation middleware
@@ -2354,6 +2604,11 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.POST(options.BaseURL+"/api/v1/endpoints/:endpoint_id/secrets", wrapper.AddSecret)
 	router.DELETE(options.BaseURL+"/api/v1/endpoints/:endpoint_id/secrets/:secret_id", wrapper.ExpireSecret)
 	router.POST(options.BaseURL+"/api/v1/endpoints/:endpoint_id/destinations", wrapper.AddDestination)
+	router.GET(options.BaseURL+"/api/v1/destinations/:destination_id/signing-keys", wrapper.ListSigningKeys)
+	router.POST(options.BaseURL+"/api/v1/destinations/:destination_id/signing-keys", wrapper.AddSigningKey)
+	router.DELETE(options.BaseURL+"/api/v1/destinations/:destination_id/signing-keys/:key_id", wrapper.ExpireSigningKey)
+	router.GET(options.BaseURL+"/api/v1/destinations/:destination_id/transport", wrapper.GetTransport)
+	router.PUT(options.BaseURL+"/api/v1/destinations/:destination_id/transport", wrapper.PutTransport)
 	router.DELETE(options.BaseURL+"/api/v1/destinations/:destination_id", wrapper.DeleteDestination)
 	router.GET(options.BaseURL+"/api/v1/destinations/:destination_id", wrapper.GetDestination)
 	router.PATCH(options.BaseURL+"/api/v1/destinations/:destination_id", wrapper.UpdateDestination)
@@ -4276,6 +4531,336 @@ func (response DeleteSigningSecretdefaultApplicationProblemPlusJSONResponse) Vis
 	return err
 }
 
+type ListSigningKeysRequestObject struct {
+	DestinationID string `json:"destination_id"`
+}
+
+type ListSigningKeysResponseObject interface {
+	VisitListSigningKeysResponse(w http.ResponseWriter) error
+}
+
+type ListSigningKeys200JSONResponse SigningKeyList
+
+func (response ListSigningKeys200JSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningKeys401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ListSigningKeys401ApplicationProblemPlusJSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningKeys404ApplicationProblemPlusJSONResponse Problem
+
+func (response ListSigningKeys404ApplicationProblemPlusJSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningKeys503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ListSigningKeys503ApplicationProblemPlusJSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningKeysdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSigningKeysdefaultApplicationProblemPlusJSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKeyRequestObject struct {
+	DestinationID string `json:"destination_id"`
+	Body          *AddSigningKeyJSONRequestBody
+}
+
+type AddSigningKeyResponseObject interface {
+	VisitAddSigningKeyResponse(w http.ResponseWriter) error
+}
+
+type AddSigningKey201JSONResponse SigningKey
+
+func (response AddSigningKey201JSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKey400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response AddSigningKey400ApplicationProblemPlusJSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKey401ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningKey401ApplicationProblemPlusJSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKey404ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningKey404ApplicationProblemPlusJSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKey409ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningKey409ApplicationProblemPlusJSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKey413ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningKey413ApplicationProblemPlusJSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKey422ApplicationProblemPlusJSONResponse Problem
+
+func (response AddSigningKey422ApplicationProblemPlusJSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKey503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response AddSigningKey503ApplicationProblemPlusJSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddSigningKeydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddSigningKeydefaultApplicationProblemPlusJSONResponse) VisitAddSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSigningKeyRequestObject struct {
+	DestinationID string `json:"destination_id"`
+	KeyID         string `json:"key_id"`
+}
+
+type ExpireSigningKeyResponseObject interface {
+	VisitExpireSigningKeyResponse(w http.ResponseWriter) error
+}
+
+type ExpireSigningKey204Response struct {
+}
+
+func (response ExpireSigningKey204Response) VisitExpireSigningKeyResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type ExpireSigningKey401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ExpireSigningKey401ApplicationProblemPlusJSONResponse) VisitExpireSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSigningKey404ApplicationProblemPlusJSONResponse Problem
+
+func (response ExpireSigningKey404ApplicationProblemPlusJSONResponse) VisitExpireSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSigningKey409ApplicationProblemPlusJSONResponse Problem
+
+func (response ExpireSigningKey409ApplicationProblemPlusJSONResponse) VisitExpireSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSigningKey503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ExpireSigningKey503ApplicationProblemPlusJSONResponse) VisitExpireSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExpireSigningKeydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ExpireSigningKeydefaultApplicationProblemPlusJSONResponse) VisitExpireSigningKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetDestinationStatsRequestObject struct {
 	DestinationID DestinationID `json:"destination_id"`
 }
@@ -4353,6 +4938,225 @@ type GetDestinationStatsdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetDestinationStatsdefaultApplicationProblemPlusJSONResponse) VisitGetDestinationStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTransportRequestObject struct {
+	DestinationID string `json:"destination_id"`
+}
+
+type GetTransportResponseObject interface {
+	VisitGetTransportResponse(w http.ResponseWriter) error
+}
+
+type GetTransport200JSONResponse Transport
+
+func (response GetTransport200JSONResponse) VisitGetTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTransport401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response GetTransport401ApplicationProblemPlusJSONResponse) VisitGetTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTransport404ApplicationProblemPlusJSONResponse Problem
+
+func (response GetTransport404ApplicationProblemPlusJSONResponse) VisitGetTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTransport503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetTransport503ApplicationProblemPlusJSONResponse) VisitGetTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTransportdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTransportdefaultApplicationProblemPlusJSONResponse) VisitGetTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutTransportRequestObject struct {
+	DestinationID string `json:"destination_id"`
+	Body          *PutTransportJSONRequestBody
+}
+
+type PutTransportResponseObject interface {
+	VisitPutTransportResponse(w http.ResponseWriter) error
+}
+
+type PutTransport200JSONResponse Transport
+
+func (response PutTransport200JSONResponse) VisitPutTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutTransport400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response PutTransport400ApplicationProblemPlusJSONResponse) VisitPutTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutTransport401ApplicationProblemPlusJSONResponse Problem
+
+func (response PutTransport401ApplicationProblemPlusJSONResponse) VisitPutTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutTransport404ApplicationProblemPlusJSONResponse Problem
+
+func (response PutTransport404ApplicationProblemPlusJSONResponse) VisitPutTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutTransport413ApplicationProblemPlusJSONResponse Problem
+
+func (response PutTransport413ApplicationProblemPlusJSONResponse) VisitPutTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutTransport422ApplicationProblemPlusJSONResponse Problem
+
+func (response PutTransport422ApplicationProblemPlusJSONResponse) VisitPutTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutTransport503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response PutTransport503ApplicationProblemPlusJSONResponse) VisitPutTransportResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutTransportdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PutTransportdefaultApplicationProblemPlusJSONResponse) VisitPutTransportResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5785,7 +6589,7 @@ type StrictServerInterface interface {
 	// DownloadProof Download the proof package of an attempt
 	// (GET /api/v1/attestation/download-proof/{attempt_id})
 	DownloadProof(ctx context.Context, request DownloadProofRequestObject) (DownloadProofResponseObject, error)
-	// ListKeys List all keys that a log has had
+	// ListKeys List all keys that a log has had, and those that its tenants' deliveries were signed with
 	// (GET /api/v1/attestation/keys)
 	ListKeys(ctx context.Context, request ListKeysRequestObject) (ListKeysResponseObject, error)
 	// GetProof Read the inclusion proof of an attempt
@@ -5830,9 +6634,24 @@ type StrictServerInterface interface {
 	// DeleteSigningSecret Expire a signing secret now
 	// (DELETE /api/v1/destinations/{destination_id}/secrets/{secret_id})
 	DeleteSigningSecret(ctx context.Context, request DeleteSigningSecretRequestObject) (DeleteSigningSecretResponseObject, error)
+	// ListSigningKeys List the public keys that are valid, newest first
+	// (GET /api/v1/destinations/{destination_id}/signing-keys)
+	ListSigningKeys(ctx context.Context, request ListSigningKeysRequestObject) (ListSigningKeysResponseObject, error)
+	// AddSigningKey Add a key pair for signatures v1a
+	// (POST /api/v1/destinations/{destination_id}/signing-keys)
+	AddSigningKey(ctx context.Context, request AddSigningKeyRequestObject) (AddSigningKeyResponseObject, error)
+	// ExpireSigningKey Expire a key now
+	// (DELETE /api/v1/destinations/{destination_id}/signing-keys/{key_id})
+	ExpireSigningKey(ctx context.Context, request ExpireSigningKeyRequestObject) (ExpireSigningKeyResponseObject, error)
 	// GetDestinationStats Read how a destination is doing
 	// (GET /api/v1/destinations/{destination_id}/stats)
 	GetDestinationStats(ctx context.Context, request GetDestinationStatsRequestObject) (GetDestinationStatsResponseObject, error)
+	// GetTransport Read how a destination is reached
+	// (GET /api/v1/destinations/{destination_id}/transport)
+	GetTransport(ctx context.Context, request GetTransportRequestObject) (GetTransportResponseObject, error)
+	// PutTransport Replace how a destination is reached
+	// (PUT /api/v1/destinations/{destination_id}/transport)
+	PutTransport(ctx context.Context, request PutTransportRequestObject) (PutTransportResponseObject, error)
 	// ListEndpoints List endpoints, newest first
 	// (GET /api/v1/endpoints)
 	ListEndpoints(ctx context.Context, request ListEndpointsRequestObject) (ListEndpointsResponseObject, error)
@@ -6444,6 +7263,103 @@ func (sh *strictHandler) DeleteSigningSecret(ctx *gin.Context, destinationID Des
 	}
 }
 
+// ListSigningKeys operation middleware
+func (sh *strictHandler) ListSigningKeys(ctx *gin.Context, destinationID string) {
+	var request ListSigningKeysRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSigningKeys(ctx, request.(ListSigningKeysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSigningKeys")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListSigningKeysResponseObject); ok {
+		if err := validResponse.VisitListSigningKeysResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AddSigningKey operation middleware
+func (sh *strictHandler) AddSigningKey(ctx *gin.Context, destinationID string) {
+	var request AddSigningKeyRequestObject
+
+	request.DestinationID = destinationID
+
+	var body AddSigningKeyJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddSigningKey(ctx, request.(AddSigningKeyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddSigningKey")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(AddSigningKeyResponseObject); ok {
+		if err := validResponse.VisitAddSigningKeyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ExpireSigningKey operation middleware
+func (sh *strictHandler) ExpireSigningKey(ctx *gin.Context, destinationID string, keyID string) {
+	var request ExpireSigningKeyRequestObject
+
+	request.DestinationID = destinationID
+	request.KeyID = keyID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ExpireSigningKey(ctx, request.(ExpireSigningKeyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ExpireSigningKey")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ExpireSigningKeyResponseObject); ok {
+		if err := validResponse.VisitExpireSigningKeyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // GetDestinationStats operation middleware
 func (sh *strictHandler) GetDestinationStats(ctx *gin.Context, destinationID DestinationID) {
 	var request GetDestinationStatsRequestObject
@@ -6463,6 +7379,76 @@ func (sh *strictHandler) GetDestinationStats(ctx *gin.Context, destinationID Des
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetDestinationStatsResponseObject); ok {
 		if err := validResponse.VisitGetDestinationStatsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTransport operation middleware
+func (sh *strictHandler) GetTransport(ctx *gin.Context, destinationID string) {
+	var request GetTransportRequestObject
+
+	request.DestinationID = destinationID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTransport(ctx, request.(GetTransportRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTransport")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetTransportResponseObject); ok {
+		if err := validResponse.VisitGetTransportResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PutTransport operation middleware
+func (sh *strictHandler) PutTransport(ctx *gin.Context, destinationID string) {
+	var request PutTransportRequestObject
+
+	request.DestinationID = destinationID
+
+	var body PutTransportJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PutTransport(ctx, request.(PutTransportRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutTransport")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(PutTransportResponseObject); ok {
+		if err := validResponse.VisitPutTransportResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -152,6 +152,16 @@ type Destination struct {
 	DeletedAt      *time.Time
 }
 
+type DestinationKey struct {
+	ID            uuid.UUID
+	DestinationID uuid.UUID
+	TenantID      uuid.UUID
+	PublicKey     []byte
+	PrivateKey    []byte
+	CreatedAt     time.Time
+	ExpiresAt     *time.Time
+}
+
 type DestinationSecret struct {
 	ID            uuid.UUID
 	DestinationID uuid.UUID
@@ -159,6 +169,19 @@ type DestinationSecret struct {
 	Secret        []byte
 	CreatedAt     time.Time
 	ExpiresAt     *time.Time
+}
+
+type DestinationTransport struct {
+	DestinationID       uuid.UUID
+	TenantID            uuid.UUID
+	MinTls              string
+	CaPem               *string
+	ClientCertPem       *string
+	ClientKeyPem        *string
+	ClientCertExpiresAt *time.Time
+	ProxyUrl            *string
+	Proxy               *string
+	CreatedAt           time.Time
 }
 
 type Endpoint struct {
