@@ -1,0 +1,580 @@
+package replay_test
+
+import (
+	"crypto/ed25519"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	commonpb "go.temporal.io/api/common/v1"
+	"go.temporal.io/api/enums/v1"
+	historypb "go.temporal.io/api/history/v1"
+	"go.temporal.io/sdk/converter"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/kapsel-io/kapsel/activities"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/replay"
+	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/workflows"
+)
+
+func decode(t *testing.T, payloads *commonpb.Payloads, into any) {
+	t.Helper()
+	require.NoError(t, converter.GetDefaultDataConverter().FromPayloads(payloads, into))
+}
+
+// retried is what the history deliver-retried tells, as Postgres and the log have it.
+func retried(t *testing.T) (*replay.History, []attempt) {
+	t.Helper()
+	h := saved(t, "deliver-retried")
+	at := times(h)
+	require.Len(t, at, 3)
+	return h, []attempt{
+		{number: 1, outcome: "retry", status: 503, at: at[0]},
+		{number: 2, outcome: "retry", status: 503, at: at[1]},
+		{number: 3, outcome: "delivered", status: 200, at: at[2]},
+	}
+}
+
+// What each saved history tells agrees with what Postgres and the log held after that run.
+func TestHistoriesAgreeWithWhatTheyTell(t *testing.T) {
+	t.Parallel()
+	for name, of := range map[string]struct {
+		attempts func(at []time.Time) []attempt
+		state    string
+		epoch    int // of the delivery afterwards
+		note     string
+	}{
+		"deliver-delivered": {attempts: func(at []time.Time) []attempt {
+			return []attempt{{number: 1, outcome: "delivered", status: 200, at: at[0]}}
+		}, state: "delivered"},
+		"deliver-retried": {attempts: func(at []time.Time) []attempt {
+			return []attempt{{number: 1, outcome: "retry", status: 503, at: at[0]}, {number: 2, outcome: "retry", status: 503, at: at[1]},
+				{number: 3, outcome: "delivered", status: 200, at: at[2]}}
+		}, state: "delivered"},
+		"deliver-dead": {attempts: func(at []time.Time) []attempt {
+			return []attempt{{number: 1, outcome: "retry", status: 500, at: at[0]}, {number: 2, outcome: "failed", status: 500, at: at[1]},
+				{number: 0, kind: "dead", outcome: "attempts_exhausted", at: at[1]}}
+		}, state: "dead"},
+		"deliver-gone": {attempts: func(at []time.Time) []attempt {
+			return []attempt{{number: 1, outcome: "failed", status: 410, at: at[0]}, {number: 0, kind: "dead", outcome: "gone", at: at[0]}}
+		}, state: "dead"},
+		"deliver-parked": {attempts: func(at []time.Time) []attempt {
+			return []attempt{{number: 1, outcome: "retry", status: 500, at: at[0]}}
+		}, state: "pending", epoch: 1},
+		"deliver-held": {attempts: func(at []time.Time) []attempt {
+			return []attempt{{number: 1, outcome: "retry", status: 500, at: at[0]}}
+		}, state: "pending", epoch: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := saved(t, name)
+			account := delivery(t, h)
+			account.Epoch = of.epoch
+			record(t, account, of.attempts(times(h))...)
+			require.Equal(t, of.state, account.State)
+			report := replay.Compare(account, []*replay.History{h})
+			require.Empty(t, report.Disagreements)
+			require.Equal(t, replay.Agreement, report.Verdict)
+			require.Len(t, report.Attempts, len(account.Attempts))
+			for _, line := range report.Attempts {
+				require.True(t, line.Covered)
+				require.Equal(t, line.Attempt != id.Decision, line.Event > 0, "attempt %d", line.Attempt)
+			}
+			require.True(t, report.Carriers[0].SameToday)
+		})
+	}
+}
+
+// An outcome that went through the workflow is in its history whole, so that each of its members is compared.
+func TestARecordedLateOutcomeAgrees(t *testing.T) {
+	t.Parallel()
+	h := saved(t, "deliver-recorded-late")
+	outcome := late(t, h)
+	account := record(t, delivery(t, h), attempt{number: 1, known: &outcome, outcome: outcome.Outcome})
+	report := replay.Compare(account, []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Agreement, report.Verdict)
+	requireNote(t, report, "by way of the workflow")
+}
+
+func requireNote(t *testing.T, report *replay.Report, text string) {
+	t.Helper()
+	require.Contains(t, report.Text(), text)
+	for _, note := range report.Notes {
+		if strings.Contains(note.Text, text) {
+			return
+		}
+	}
+	require.Fail(t, "no such note", "%q in %v", text, report.Notes)
+}
+
+// requirePart wants a report to name a place: an attempt (-1: none), an event (0: none) and a member.
+func requirePart(t *testing.T, report *replay.Report, number int, event int64, member string) {
+	t.Helper()
+	require.Equal(t, replay.Disagreement, report.Verdict)
+	require.True(t, slices.ContainsFunc(report.Disagreements, func(f replay.Finding) bool {
+		sameAttempt := f.Attempt == nil && number < 0 || f.Attempt != nil && *f.Attempt == number
+		return sameAttempt && f.Event == event && f.Member == member
+	}), "attempt %d, event %d, member %q isn't among\n%s", number, event, member, report.Text())
+	require.Contains(t, report.Text(), "they part: ")
+}
+
+// part is one way in which history, Postgres and log part, and the place that the report must name.
+type part struct {
+	// attempts changes what was recorded, in Postgres as in the log, as one who holds the log's key could.
+	attempts func(recorded []attempt) []attempt
+	// account changes what is in Postgres and the log afterwards.
+	account func(a *postgres.Account)
+	history func(t *testing.T, h *replay.History)
+	number  int
+	event   int64
+	member  string
+}
+
+var parts = map[string]part{
+	"another outcome":  {account: func(a *postgres.Account) { a.Attempts[1].Outcome = "failed" }, number: 2, member: "outcome"},
+	"another state":    {account: func(a *postgres.Account) { a.State = "dead" }, number: -1, member: "state"},
+	"a later epoch":    {account: func(a *postgres.Account) { a.Attempts[1].Epoch = 4 }, number: 2, member: "epoch"},
+	"a missing row":    {account: func(a *postgres.Account) { a.Attempts = slices.Delete(a.Attempts, 1, 2) }, number: 2},
+	"the last missing": {account: func(a *postgres.Account) { a.Attempts = a.Attempts[:2] }, number: 3},
+	"an extra row": {account: func(a *postgres.Account) {
+		extra := a.Attempts[2]
+		extra.ID, extra.Number = id.AttemptOf(a.ID, 4), 4
+		a.Attempts = append(a.Attempts, extra)
+	}, number: 4},
+	"a row elsewhere": {account: func(a *postgres.Account) { a.Attempts[0].ID = id.At(a.ID) }, number: 1, member: "attempt_id"},
+	"a chain that ends elsewhere": {account: func(a *postgres.Account) { a.LastLeafHash = make([]byte, 32) }, number: -1,
+		member: "last_leaf_hash"},
+	"a leaf more": {account: func(a *postgres.Account) { a.Leaves++ }, number: -1, member: "leaves"},
+	"wrong order": {account: func(a *postgres.Account) {
+		a.Attempts[0].Leaf, a.Attempts[1].Leaf = a.Attempts[1].Leaf, a.Attempts[0].Leaf
+	}, number: 1, member: "seq"},
+	"a broken chain": {account: func(a *postgres.Account) { a.Attempts[1].LeafHash[0] ^= 1 }, number: 3, member: "previous_leaf_hash"},
+	"no leaf": {account: func(a *postgres.Account) { a.Attempts[1].Leaf = postgres.AccountLeaf{} }, number: 2,
+		member: "leaf"},
+	"a leaf set aside": {account: func(a *postgres.Account) { a.Attempts[1].Leaf.Place = postgres.LeafAside }, number: 2,
+		member: "leaf"},
+	"a leaf beyond the log": {account: func(a *postgres.Account) { a.Attempts[1].Leaf.Index = 99 }, number: 2, member: "leaf"},
+	"a leaf of another":     {account: func(a *postgres.Account) { a.Attempts[1].Leaf.Owner = id.New() }, number: 2, member: "leaf"},
+	"another leaf hash": {account: func(a *postgres.Account) { a.Attempts[1].LeafHash = make([]byte, 32) }, number: 2,
+		member: "leaf_hash"},
+	"one byte of a leaf": {account: func(a *postgres.Account) { a.Attempts[1].Leaf.Bytes[30] ^= 1 }, number: 2, member: "leaf"},
+	"a leaf and its hash": {account: func(a *postgres.Account) { // whoever changes all that Postgres holds, but not the tree
+		changeLeaf(a, 1, func(l *verify.Leaf) { l.ResponseStatus = 200 })
+		a.Attempts[1].ResponseStatus = 200
+	}, number: 2, member: "leaf"},
+	"another root": {account: func(a *postgres.Account) { a.Signed.RootHash = make([]byte, 32) }, number: -1,
+		member: "signed tree head"},
+	"a head that somebody else signed": {account: func(a *postgres.Account) {
+		_, other, _ := ed25519.GenerateKey(nil)
+		a.Signed.Signature = ed25519.Sign(other, verify.STHMessage(uint64(a.Signed.TreeSize), a.Signed.Timestamp, a.Signed.RootHash))
+	}, number: -1, member: "signed tree head"},
+	"another payload": {account: func(a *postgres.Account) { a.PayloadHash = append([]byte{1}, a.PayloadHash[1:]...) }, number: 1,
+		member: "payload_hash"},
+
+	// What is changed in Postgres and in the log alike shows only against the history.
+	"recorded as dead": {attempts: func(r []attempt) []attempt {
+		r[2].outcome, r[2].status = "failed", 400
+		return append(r, attempt{number: 0, kind: "dead", outcome: "rejected", at: r[2].at})
+	}, number: 3, event: 24, member: "outcome"},
+	"recorded as delivered before": {attempts: func(r []attempt) []attempt {
+		r[1].outcome, r[1].status = "delivered", 200
+		return r[:2]
+	}, number: 2, event: 13, member: "outcome"},
+	"one attempt less": {attempts: func(r []attempt) []attempt { return r[:2] }, number: 3, event: 24},
+	"one attempt more": {attempts: func(r []attempt) []attempt {
+		more := r[2]
+		r[2].outcome, r[2].status, more.number = "retry", 503, 4
+		return append(r, more)
+	}, number: 4},
+	"recorded under another epoch": {attempts: func(r []attempt) []attempt {
+		r[2].epoch = 1
+		return r
+	}, number: 3, event: 24, member: "epoch"},
+	"attempted at another time": {attempts: func(r []attempt) []attempt {
+		r[1].at = r[1].at.Add(-time.Hour)
+		return r
+	}, number: 2, event: 13, member: "attempted_at"},
+
+	// What is changed in the history.
+	"another wait": {history: func(_ *testing.T, h *replay.History) {
+		event(h, 6).GetTimerStartedEventAttributes().StartToFireTimeout = durationpb.New(time.Hour)
+	}, number: 1, event: 6, member: "delay"},
+	"another wait than today's": {history: func(_ *testing.T, h *replay.History) {
+		event(h, 17).GetTimerStartedEventAttributes().StartToFireTimeout = durationpb.New(time.Hour)
+	}, number: -1, event: 17, member: "code"},
+	"another answer of an activity": {history: func(t *testing.T, h *replay.History) {
+		completed(t, h, 13, activities.SendResult{Progress: &activities.Progress{State: "delivered"}})
+	}, number: 2, event: 13, member: "outcome"},
+	"an answer that no code explains": {history: func(t *testing.T, h *replay.History) {
+		completed(t, h, 13, activities.SendResult{Progress: &activities.Progress{State: "delivered"}})
+	}, number: -1, member: "code"},
+	"nothing was sent": {history: func(t *testing.T, h *replay.History) {
+		completed(t, h, 13, activities.SendResult{Held: true})
+	}, number: 2, event: 13},
+	"it had ended otherwise": {history: func(t *testing.T, h *replay.History) {
+		setResult(t, h, workflows.DeliverResult{Outcome: "dead", Attempts: 3})
+	}, number: -1, event: 29, member: "state"},
+	"it counted otherwise": {history: func(t *testing.T, h *replay.History) {
+		setResult(t, h, workflows.DeliverResult{Outcome: "delivered", Attempts: 2})
+	}, number: -1, event: 29, member: "attempts"},
+	"it returned something else": {history: func(t *testing.T, h *replay.History) {
+		setResult(t, h, workflows.DeliverResult{Outcome: "delivered", Attempts: 2})
+	}, number: -1, event: 29, member: "code"},
+	"it asked for another attempt": {history: func(t *testing.T, h *replay.History) {
+		setInput(t, h, 22, activities.SendInput{DeliveryID: input(t, h).DeliveryID, Attempt: 7})
+	}, number: -1, event: 22},
+	"it asked otherwise than today's code": {history: func(t *testing.T, h *replay.History) {
+		setInput(t, h, 22, activities.SendInput{DeliveryID: input(t, h).DeliveryID, Attempt: 7})
+	}, number: -1, event: 22, member: "code"},
+	"it was another delivery's": {history: func(t *testing.T, h *replay.History) {
+		in := input(t, h)
+		in.DeliveryID = id.Delivery.Format(id.New())
+		payloads, err := converter.GetDefaultDataConverter().ToPayloads(in)
+		require.NoError(t, err)
+		event(h, 1).GetWorkflowExecutionStartedEventAttributes().Input = payloads
+	}, number: -1, event: 1, member: "delivery_id"},
+	"events are missing": {history: func(_ *testing.T, h *replay.History) {
+		h.Events = slices.Delete(h.Events, 5, 7) // the timer
+	}, number: -1, member: "code"},
+}
+
+func setResult(t *testing.T, h *replay.History, result workflows.DeliverResult) {
+	t.Helper()
+	payloads, err := converter.GetDefaultDataConverter().ToPayloads(result)
+	require.NoError(t, err)
+	h.Events[len(h.Events)-1].GetWorkflowExecutionCompletedEventAttributes().Result = payloads
+}
+
+func setInput(t *testing.T, h *replay.History, number int64, in any) {
+	t.Helper()
+	payloads, err := converter.GetDefaultDataConverter().ToPayloads(in)
+	require.NoError(t, err)
+	event(h, number).GetActivityTaskScheduledEventAttributes().Input = payloads
+}
+
+// changeLeaf rewrites a leaf with its hash, wherever Postgres holds them, but not the tree.
+func changeLeaf(a *postgres.Account, i int, change func(*verify.Leaf)) {
+	leaf, err := verify.ParseLeaf(a.Attempts[i].Leaf.Bytes)
+	if err != nil {
+		panic(err)
+	}
+	change(leaf)
+	bytes, err := leaf.Bytes()
+	if err != nil {
+		panic(err)
+	}
+	row := &a.Attempts[i]
+	row.Leaf.Bytes, row.Leaf.Hash, row.LeafHash = bytes, verify.LeafHash(bytes), verify.LeafHash(bytes)
+}
+
+func TestEachWayToPartIsNamed(t *testing.T) {
+	t.Parallel()
+	for name, p := range parts {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, attempts := retried(t)
+			if p.attempts != nil {
+				attempts = p.attempts(attempts)
+			}
+			account := record(t, delivery(t, h), attempts...)
+			if p.account != nil {
+				p.account(account)
+			}
+			if p.history != nil {
+				p.history(t, h)
+			}
+			requirePart(t, replay.Compare(account, []*replay.History{h}), p.number, p.event, p.member)
+		})
+	}
+}
+
+// Each member of a row is in its leaf, and a row that says something else than its leaf is named with the member.
+func TestEachMemberOfARowIsCompared(t *testing.T) {
+	t.Parallel()
+	for member, change := range map[string]func(a *postgres.Account, r *postgres.AccountAttempt){
+		"attempted_at": func(_ *postgres.Account, r *postgres.AccountAttempt) {
+			r.AttemptedAt = r.AttemptedAt.Add(time.Millisecond)
+		},
+		"duration_ms":        func(_ *postgres.Account, r *postgres.AccountAttempt) { r.Duration += time.Millisecond },
+		"endpoint_url":       func(_ *postgres.Account, r *postgres.AccountAttempt) { r.EndpointURL = "https://example.com/out" },
+		"error":              func(_ *postgres.Account, r *postgres.AccountAttempt) { r.Error = "timeout" },
+		"kind":               func(_ *postgres.Account, r *postgres.AccountAttempt) { r.Kind = "dead" },
+		"outcome":            func(_ *postgres.Account, r *postgres.AccountAttempt) { r.Outcome = "delivered" },
+		"response_size":      func(_ *postgres.Account, r *postgres.AccountAttempt) { r.ResponseSize++ },
+		"response_status":    func(_ *postgres.Account, r *postgres.AccountAttempt) { r.ResponseStatus = 502 },
+		"response_truncated": func(_ *postgres.Account, r *postgres.AccountAttempt) { r.ResponseTruncated = true },
+		"destination_id":     func(a *postgres.Account, _ *postgres.AccountAttempt) { a.DestinationID = id.New() },
+		"endpoint_id":        func(a *postgres.Account, _ *postgres.AccountAttempt) { a.EndpointID = id.New() },
+		"event_id":           func(a *postgres.Account, _ *postgres.AccountAttempt) { a.EventID = id.New() },
+		"tenant_id":          func(a *postgres.Account, _ *postgres.AccountAttempt) { a.TenantID = id.New() },
+		"origin":             func(a *postgres.Account, _ *postgres.AccountAttempt) { a.Origin = "elsewhere.example/log/x" },
+	} {
+		t.Run(member, func(t *testing.T) {
+			t.Parallel()
+			h, attempts := retried(t)
+			account := record(t, delivery(t, h), attempts...)
+			change(account, &account.Attempts[1])
+			requirePart(t, replay.Compare(account, []*replay.History{h}), 2, 0, member)
+		})
+	}
+}
+
+// What went through the history in full is compared in full, also with what only the leaf holds.
+func TestEachMemberOfARecordedLateOutcomeIsCompared(t *testing.T) {
+	t.Parallel()
+	for member, change := range map[string]func(o *activities.Outcome){
+		"attempted_at":       func(o *activities.Outcome) { o.AttemptedAt = o.AttemptedAt.Add(time.Millisecond) },
+		"duration_ms":        func(o *activities.Outcome) { o.Duration += time.Second },
+		"endpoint_url":       func(o *activities.Outcome) { o.EndpointURL = "https://example.com/elsewhere" },
+		"error":              func(o *activities.Outcome) { o.Error = "body_read" },
+		"response_size":      func(o *activities.Outcome) { o.ResponseSize = 3 },
+		"response_status":    func(o *activities.Outcome) { o.ResponseStatus = 204 },
+		"response_truncated": func(o *activities.Outcome) { o.ResponseTruncated = true },
+		"url_hash":           func(o *activities.Outcome) { o.URLHash = strings.Repeat("00", 32) },
+		"headers_hash":       func(o *activities.Outcome) { o.HeadersHash = strings.Repeat("00", 32) },
+		"response_hash":      func(o *activities.Outcome) { o.ResponseHash = strings.Repeat("00", 32) },
+	} {
+		t.Run(member, func(t *testing.T) {
+			t.Parallel()
+			h := saved(t, "deliver-recorded-late")
+			outcome := late(t, h)
+			change(&outcome)
+			account := record(t, delivery(t, h), attempt{number: 1, known: &outcome, outcome: outcome.Outcome})
+			requirePart(t, replay.Compare(account, []*replay.History{h}), 1, 8, member)
+		})
+	}
+}
+
+// A request that was repeated after a crash may be recorded with either outcome; the leaf says that there was another.
+func TestAnotherSendOfTheSameAttemptMayBeRecorded(t *testing.T) {
+	t.Parallel()
+	h := saved(t, "deliver-recorded-late")
+	outcome := late(t, h)
+	outcome.AttemptedAt, outcome.ResponseStatus = outcome.AttemptedAt.Add(time.Second), 204
+	account := record(t, delivery(t, h), attempt{number: 1, known: &outcome, outcome: outcome.Outcome, lost: 1})
+	report := replay.Compare(account, []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	requireNote(t, report, "another send than the one of event 8 was recorded")
+	requireNote(t, report, "1 send whose outcome was lost")
+}
+
+// What RecordAttempt is asked to record is the outcome that the sender had.
+func TestARecordThatIsntTheOutcome(t *testing.T) {
+	t.Parallel()
+	h := saved(t, "deliver-recorded-late")
+	outcome := late(t, h)
+	changed := outcome
+	changed.ResponseStatus = 500
+	setInput(t, h, 9, activities.RecordInput{DeliveryID: input(t, h).DeliveryID, Attempt: 1, Outcome: changed})
+	account := record(t, delivery(t, h), attempt{number: 1, known: &outcome, outcome: outcome.Outcome})
+	report := replay.Compare(account, []*replay.History{h})
+	requirePart(t, report, 1, 11, "")
+	requirePart(t, report, -1, 9, "code")
+}
+
+// terminate ends a history after an event, as somebody in Temporal's UI, or an operator, would.
+func terminate(h *replay.History, after int64) {
+	h.Events = append(slices.Clone(h.Events[:after]), &historypb.HistoryEvent{
+		EventId: after + 1, EventTime: h.Events[after-1].EventTime, EventType: enums.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
+		Attributes: &historypb.HistoryEvent_WorkflowExecutionTerminatedEventAttributes{
+			WorkflowExecutionTerminatedEventAttributes: &historypb.WorkflowExecutionTerminatedEventAttributes{Reason: "by hand"},
+		},
+	})
+}
+
+// A workflow that was terminated while its attempt was under way: that attempt may be recorded, what follows is carried
+// under the next epoch, and a report doesn't claim to have seen it.
+func TestATerminatedWorkflow(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	terminate(h, 12) // attempt 2 is under way
+	attempts[2].epoch = 1
+	report := replay.Compare(record(t, delivery(t, h), attempts...), []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Partial, report.Verdict)
+	require.Equal(t, "terminated", report.Carriers[0].Status)
+	requireNote(t, report, "it was terminated before its end")
+	requireNote(t, report, "the workflow never heard of it")
+	requireNote(t, report, "no history tells of it (deliver/"+report.DeliveryID+"/1, epoch 1)")
+}
+
+// One that was terminated while it waited can't have made the attempt that it waited for.
+func TestATerminatedWorkflowThatWaitedMadeNoAttempt(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	terminate(h, 6)
+	requirePart(t, replay.Compare(record(t, delivery(t, h), attempts...), []*replay.History{h}), 2, 0, "")
+}
+
+// A workflow that is running when it is read may be behind Postgres, never ahead of it.
+func TestARunningWorkflow(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	h.Events = h.Events[:16]
+	account := record(t, delivery(t, h), attempts...)
+	report := replay.Compare(account, []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Partial, report.Verdict)
+	requireNote(t, report, "it was still running")
+	requireNote(t, report, "after the history had been read")
+
+	h, attempts = retried(t)
+	h.Events = h.Events[:16]
+	requirePart(t, replay.Compare(record(t, delivery(t, h), attempts[0]), []*replay.History{h}), 2, 13, "")
+}
+
+// fencedOff makes the history's third attempt one whose carrier had lost the delivery when the answer came.
+func fencedOff(t *testing.T, h *replay.History) {
+	t.Helper()
+	completed(t, h, 24, activities.SendResult{Progress: &activities.Progress{State: "pending", Moved: true}})
+	setResult(t, h, workflows.DeliverResult{Outcome: workflows.OutcomeParked, Attempts: 3})
+}
+
+// A fenced-off carrier records nothing: its request is a lost one, which the leaf of the next carrier must count.
+func TestAFencedOffCarrier(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	fencedOff(t, h)
+	attempts[2].epoch, attempts[2].lost = 1, 1
+	report := replay.Compare(record(t, delivery(t, h), attempts...), []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Partial, report.Verdict)
+	requireNote(t, report, "its outcome never recorded, because the delivery had been handed over")
+
+	attempts[2].lost = 0
+	requirePart(t, replay.Compare(record(t, delivery(t, h), attempts...), []*replay.History{h}), 3, 24, "lost_starts")
+}
+
+// A delivery with several epochs is compared epoch by epoch; the workflow of a later one begins where the last ended.
+func TestEpochsFollowEachOther(t *testing.T) {
+	t.Parallel()
+	h := saved(t, "deliver-parked")
+	at := times(h)[0]
+	account := record(t, delivery(t, h), attempt{number: 1, outcome: "retry", status: 500, at: at},
+		attempt{number: 2, epoch: 1, outcome: "delivered", status: 200, at: at.Add(time.Hour)})
+	report := replay.Compare(account, []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Partial, report.Verdict)
+	require.Equal(t, 2, report.Epochs)
+
+	account.Epoch = 0 // it is said never to have been handed over
+	requirePart(t, replay.Compare(account, []*replay.History{h}), -1, 13, "epoch")
+}
+
+// batchAccount is what Postgres and the log hold of the delivery that batch-recorded-late names.
+func batchAccount(t *testing.T, h *replay.History) (*postgres.Account, activities.RecordInput) {
+	t.Helper()
+	var result activities.BatchResult
+	decode(t, event(h, 7).GetActivityTaskCompletedEventAttributes().GetResult(), &result)
+	one := result.Unrecorded[0]
+	account := delivery(t, saved(t, "deliver-delivered")) // for its IDs
+	account.ID, account.Lane = parse(t, id.Delivery, one.DeliveryID), "batch"
+	return account, one
+}
+
+func TestABatchThatNamesTheDelivery(t *testing.T) {
+	t.Parallel()
+	h := saved(t, "batch-recorded-late")
+	account, one := batchAccount(t, h)
+	record(t, account, attempt{number: 1, known: &one.Outcome, outcome: one.Outcome.Outcome})
+	report := replay.Compare(account, []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Agreement, report.Verdict)
+
+	one.Outcome.ResponseStatus = 204
+	record(t, account, attempt{number: 1, known: &one.Outcome, outcome: one.Outcome.Outcome})
+	requirePart(t, replay.Compare(account, []*replay.History{h}), 1, 7, "response_status")
+
+	record(t, account)
+	requirePart(t, replay.Compare(account, []*replay.History{h}), 1, 7, "")
+}
+
+// A batch's history doesn't name what it recorded in time, and nothing else is claimed.
+func TestABatchThatDoesntNameTheDelivery(t *testing.T) {
+	t.Parallel()
+	h := saved(t, "batch-delivered")
+	account := delivery(t, saved(t, "deliver-delivered"))
+	account.Lane = "batch"
+	record(t, account, attempt{number: 1, outcome: "delivered", status: 200, at: time.Now()})
+	report := replay.Compare(account, []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Partial, report.Verdict)
+	requireNote(t, report, "it doesn't name this one")
+	requireNote(t, report, "a batch carried it, whose history holds counts")
+	require.Contains(t, report.Text(), "agreement in part")
+}
+
+// Without any history the record is still compared with the log, and the verdict says that this is all.
+func TestWithoutHistories(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	account := record(t, delivery(t, h), attempts...)
+	require.Equal(t, replay.Partial, replay.Compare(account, nil).Verdict)
+	account.Attempts[0].ResponseStatus = 504
+	requirePart(t, replay.Compare(account, nil), 1, 0, "response_status")
+}
+
+// A delivery that a filter left out was never carried, so nothing is missing.
+func TestASkippedDeliveryHasNoHistory(t *testing.T) {
+	t.Parallel()
+	account := record(t, delivery(t, saved(t, "deliver-delivered")), attempt{number: 0, kind: "skipped", outcome: "filter", at: time.Now()})
+	report := replay.Compare(account, nil)
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Agreement, report.Verdict)
+}
+
+// Leaves that are on their way into the log, or whose bytes were erased, are no disagreement; the report says so.
+func TestLeavesOnTheirWayAndErasedOnes(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	account := record(t, delivery(t, h), attempts...)
+	account.Attempts[2].Leaf.Place, account.Attempts[0].Leaf.Bytes = postgres.LeafInQueue, nil
+	report := replay.Compare(account, []*replay.History{h})
+	require.Empty(t, report.Disagreements)
+	require.Equal(t, replay.Agreement, report.Verdict)
+	requireNote(t, report, "waits for its place")
+	requireNote(t, report, "bytes were erased")
+	require.False(t, report.Attempts[2].Covered)
+	require.True(t, report.Attempts[0].Covered)
+}
+
+// What somebody wrote into the database or a history can't do anything to the terminal of who looks at it.
+func TestAReportIsPrintable(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	account := record(t, delivery(t, h), attempts...)
+	evil := "\x1b]0;owned\x07\u202e\x00\u009b31m" + strings.Repeat("x", 1000)
+	account.State, account.Attempts[0].Error, account.Attempts[1].Outcome, account.Attempts[2].EndpointURL = evil, evil, evil, evil
+	account.Attempts[0].Leaf.Place, account.Attempts[0].Leaf.Reason = postgres.LeafAside, evil
+	h.WorkflowID, h.Source = evil, evil
+	report := replay.Compare(account, []*replay.History{h})
+	require.Equal(t, replay.Disagreement, report.Verdict)
+	for line := range strings.Lines(report.Text()) {
+		for _, r := range strings.TrimSuffix(line, "\n") {
+			require.True(t, r >= ' ' && r <= '~', "%q", line)
+		}
+	}
+}
+
+// A file may hold anything that reads as a history: it is refused or disagrees, and nothing panics.
+func TestAHistoryMayHoldAnything(t *testing.T) {
+	t.Parallel()
+	whole, attempts := retried(t)
+	for cut := range len(whole.Events) {
+		h, _ := retried(t)
+		h.Events = slices.Delete(h.Events, cut, cut+1)
+		account := record(t, delivery(t, whole), attempts...)
+		report := replay.Compare(account, []*replay.History{h})
+		require.NotNil(t, report)
+		h, _ = retried(t)
+		h.Events[cut].Attributes = nil
+		report = replay.Compare(account, []*replay.History{h})
+		require.NotNil(t, report)
+	}
+}
