@@ -146,12 +146,13 @@ func (l *Line) text() string {
 	} else if l.Attempt != 0 {
 		text += ", in no history"
 	}
-	text += "; leaf " + l.Leaf
-	if l.LeafIndex != nil {
-		text += fmt.Sprintf(" %d", *l.LeafIndex)
-	}
-	if l.Covered {
-		text += ", under a signed head"
+	switch {
+	case l.LeafIndex == nil:
+		text += "; leaf: " + l.Leaf
+	case l.Covered:
+		text += fmt.Sprintf("; leaf %d, under a signed head", *l.LeafIndex)
+	default:
+		text += fmt.Sprintf("; leaf %d, not under a signed head yet", *l.LeafIndex)
 	}
 	return text
 }
