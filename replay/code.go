@@ -128,7 +128,7 @@ func (w *watcher) compare(h *History) (found []Finding) {
 			}
 			timer++
 		case enums.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
-			if !sameAs(w.result, e.GetWorkflowExecutionCompletedEventAttributes().GetResult()) {
+			if !sameAs([]any{w.result}, e.GetWorkflowExecutionCompletedEventAttributes().GetResult()) {
 				text = "today's code would return another result than the history has"
 			}
 		}
@@ -146,23 +146,31 @@ func (a *asked) compare(then *historypb.ActivityTaskScheduledEventAttributes) st
 	if a.name != then.GetActivityType().GetName() {
 		return fmt.Sprintf("today's code would call %s here, the history has %s", a.name, then.GetActivityType().GetName())
 	}
-	if len(a.args) != 1 || !sameAs(a.args[0], then.GetInput()) {
+	if !sameAs(a.args, then.GetInput()) {
 		return "today's code would call " + a.name + " with other arguments than the history has"
 	}
 	return ""
 }
 
-// sameAs compares a value with its encoded form, by way of the value's type: members that the type has got since then
+// sameAs compares values with their encoded form, by way of the values' types: members that a type has got since then
 // don't count.
-func sameAs(now any, then *commonpb.Payloads) bool {
-	if now == nil {
-		return then == nil
-	}
-	decoded := reflect.New(reflect.TypeOf(now))
-	if err := converter.GetDefaultDataConverter().FromPayloads(then, decoded.Interface()); err != nil {
+func sameAs(now []any, then *commonpb.Payloads) bool {
+	if len(now) != len(then.GetPayloads()) {
 		return false
 	}
-	return sameJSON(settle(now), settle(decoded.Elem().Interface()))
+	for i, value := range now {
+		if value == nil {
+			return false // Kapsel's workflows return, and its activities take, no bare nil
+		}
+		decoded := reflect.New(reflect.TypeOf(value))
+		if err := converter.GetDefaultDataConverter().FromPayload(then.GetPayloads()[i], decoded.Interface()); err != nil {
+			return false
+		}
+		if !sameJSON(settle(value), settle(decoded.Elem().Interface())) {
+			return false
+		}
+	}
+	return true
 }
 
 // settle leaves out what may differ between a run and its replay: see firstWorkflowTask in package workflows.

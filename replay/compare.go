@@ -105,7 +105,7 @@ func (c *comparison) compareStory(s *story, told map[int]telling) {
 	}
 	for i := range s.steps {
 		st := &s.steps[i]
-		if st.progress != nil || st.sent.Unrecorded != nil {
+		if st.tells() {
 			if r := c.row(st.number); r != nil && r.Epoch == s.in.Epoch {
 				told[st.number] = telling{s.WorkflowID, st.event}
 			}
@@ -154,16 +154,14 @@ func (c *comparison) compareStep(s *story, st *step) {
 	r := c.row(st.number)
 	mine := r != nil && r.Epoch == s.in.Epoch // recorded by this carrier
 	switch {
-	case st.sent.Held:
-		if mine {
-			c.partAt(st.event, st.number, "", "the destination was held and nothing was sent, yet Postgres has an outcome: %s", r.Outcome)
-		}
 	case st.sent.Moved:
 		if !c.movedOn(s.in.Epoch, st.number) {
 			c.partAt(st.event, st.number, "", "the delivery had moved on, says the history; in Postgres it waits for this attempt")
 		}
-	case st.progress == nil && st.sent.Unrecorded == nil:
-		c.partAt(st.event, st.number, "", "ended without an outcome")
+	case st.progress == nil && st.sent.Unrecorded == nil: // held, or put off for another reason
+		if mine && !s.tells(st.number) {
+			c.partAt(st.event, st.number, "", "nothing was sent, says the history; yet Postgres has an outcome: %s", r.Outcome)
+		}
 	default:
 		c.compareOutcome(s, st, r, mine)
 	}
@@ -297,6 +295,11 @@ func (c *comparison) compareUnrecorded(event int64, number int, o *activities.Ou
 			c.partAt(event, number, m.name, "the history has %q, Postgres %q", m.history, m.row)
 		}
 	}
+	if o.State == string(delivery.Dead) {
+		if end := c.row(id.Decision); end == nil || end.Kind != string(delivery.KindDead) || end.Outcome != o.Reason {
+			c.partAt(event, id.Decision, "outcome", "the history has the decision to give up because of %q, Postgres hasn't", o.Reason)
+		}
+	}
 	if leaf == nil {
 		return
 	}
@@ -339,10 +342,6 @@ func (c *comparison) compareTimers(s *story) {
 
 // compareEpoch wants the attempts of Postgres that belong to this carrier to be in its history, and no others.
 func (c *comparison) compareEpoch(s *story) {
-	known := map[int]bool{}
-	for _, st := range s.steps {
-		known[st.number] = known[st.number] || st.progress != nil || st.sent.Unrecorded != nil
-	}
 	for i := range c.account.Attempts {
 		r := &c.account.Attempts[i]
 		if r.Number == id.Decision {
@@ -352,7 +351,7 @@ func (c *comparison) compareEpoch(s *story) {
 			c.partAt(1, r.Number, "epoch", "Postgres has it under epoch %d; the workflow of epoch %d began with attempt %d", r.Epoch, s.in.Epoch, s.in.Attempt)
 			continue
 		}
-		if r.Epoch != s.in.Epoch || known[r.Number] {
+		if r.Epoch != s.in.Epoch || s.tells(r.Number) {
 			continue
 		}
 		switch {

@@ -12,6 +12,7 @@ import (
 	"go.temporal.io/api/enums/v1"
 	historypb "go.temporal.io/api/history/v1"
 	"go.temporal.io/sdk/converter"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/kapsel-io/kapsel/activities"
@@ -215,8 +216,8 @@ var parts = map[string]part{
 		completed(t, h, 13, activities.SendResult{Progress: &activities.Progress{State: "delivered"}})
 	}, number: -1, member: "code"},
 	"nothing was sent": {history: func(t *testing.T, h *replay.History) {
-		completed(t, h, 13, activities.SendResult{Held: true})
-	}, number: 2, event: 13},
+		completed(t, h, 24, activities.SendResult{Held: true})
+	}, number: 3, event: 24},
 	"it had ended otherwise": {history: func(t *testing.T, h *replay.History) {
 		setResult(t, h, workflows.DeliverResult{Outcome: "dead", Attempts: 3})
 	}, number: -1, event: 29, member: "state"},
@@ -493,6 +494,46 @@ func TestABatchThatNamesTheDelivery(t *testing.T) {
 
 	record(t, account)
 	requirePart(t, replay.Compare(account, []*replay.History{h}), 1, 7, "")
+}
+
+// Why a delivery was given up is in the history of an outcome that was recorded late, and in the leaf of the decision.
+func TestTheReasonToGiveUpIsCompared(t *testing.T) {
+	t.Parallel()
+	h := saved(t, "batch-recorded-late")
+	account, one := batchAccount(t, h)
+	one.Outcome.ResponseStatus, one.Outcome.Outcome, one.Outcome.State, one.Outcome.Reason = 410, "failed", "dead", "gone"
+	completed(t, h, 7, activities.BatchResult{Sent: 1, Unrecorded: []activities.RecordInput{one}})
+	setInput(t, h, 11, []activities.RecordInput{one})
+	failed := attempt{number: 1, known: &one.Outcome, outcome: "failed"}
+	decision := attempt{kind: "dead", outcome: "gone", at: one.Outcome.AttemptedAt}
+	require.Empty(t, replay.Compare(record(t, account, failed, decision), []*replay.History{h}).Disagreements)
+	decision.outcome = "rejected"
+	requirePart(t, replay.Compare(record(t, account, failed, decision), []*replay.History{h}), 0, 7, "outcome")
+}
+
+// An attempt may be put off and made later in the same workflow: what counts is whether it was made at all.
+func TestAnAttemptThatWasPutOffAndMadeLater(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	again := []*historypb.HistoryEvent{}
+	for _, e := range h.Events[10:13] { // a first run of attempt 2 that sent nothing
+		again = append(again, proto.CloneOf(e))
+	}
+	h.Events = slices.Concat(h.Events[:10], again, h.Events[10:])
+	for i, e := range h.Events {
+		e.EventId = int64(i + 1)
+	}
+	for _, e := range h.Events[13:] {
+		if done := e.GetActivityTaskCompletedEventAttributes(); done != nil {
+			done.ScheduledEventId += 3
+		}
+	}
+	completed(t, h, 13, activities.SendResult{})
+	report := replay.Compare(record(t, delivery(t, h), attempts...), []*replay.History{h})
+	for _, f := range report.Disagreements {
+		require.Equal(t, "code", f.Member, "today's code doesn't do so, and nothing else parts: %+v", f)
+	}
+	require.Len(t, report.Disagreements, 1)
 }
 
 // A batch's history doesn't name what it recorded in time, and nothing else is claimed.

@@ -64,11 +64,11 @@ type Report struct {
 	Notes         []Finding `json:"notes"`
 }
 
-// shown escapes a string that somebody else wrote: printable ASCII without quotes, cut short.
+// shown escapes a string that somebody else wrote: printable ASCII, cut short.
 func shown(s string) string {
-	const most = 300
+	const most = 400
 	quoted := strconv.QuoteToASCII(s)
-	quoted = quoted[1 : len(quoted)-1]
+	quoted = strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 	if len(quoted) > most {
 		quoted = quoted[:most] + "..."
 	}

@@ -3,7 +3,7 @@ package replay
 import (
 	"encoding/json"
 	"fmt"
-	"strings"
+	"slices"
 	"time"
 
 	commonpb "go.temporal.io/api/common/v1"
@@ -91,6 +91,14 @@ type step struct {
 	recordEvent  int64                   // that says that RecordAttempt recorded it; 0: it wasn't needed, or isn't over
 	recording    *activities.RecordInput // what it was asked to record
 	progress     *activities.Progress    // where the delivery stood then
+}
+
+// tells reports whether the step says what became of a request.
+func (st *step) tells() bool { return st.progress != nil || st.sent.Unrecorded != nil }
+
+// tells reports whether the history says what became of an attempt.
+func (s *story) tells(number int) bool {
+	return slices.ContainsFunc(s.steps, func(st step) bool { return st.number == number && st.tells() })
 }
 
 // timer is a wait between attempts.
@@ -271,11 +279,6 @@ func (s *story) odd(e *historypb.HistoryEvent, format string, args ...any) {
 
 func (s *story) other(e *historypb.HistoryEvent, what string) {
 	s.others = append(s.others, Finding{History: s.WorkflowID, Event: e.GetEventId(), Text: what + " is replayed, and not compared"})
-}
-
-// isBatch reports whether a workflow's ID is that of a batch.
-func isBatch(workflowID string) bool {
-	return strings.HasPrefix(workflowID, workflows.BatchWorkflowID(""))
 }
 
 // sameJSON compares two values by what they say.
