@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/kapsel-io/kapsel/api/client"
+	"github.com/kapsel-io/kapsel/replay"
 	"github.com/kapsel-io/kapsel/workflows"
 )
 
@@ -80,6 +81,7 @@ func TestEveryWayThroughTheWorkflows(t *testing.T) {
 		})
 	}
 	save(t, temporalClient, workflows.AttestWorkflowID(s.made.LogID), "attest-running")
+	require.Zero(t, requireReplays(t, s.dbURL, s.temporal)[replay.Partial])
 }
 
 // holdAfterFirstAttempt pauses every destination once the delivery has failed once.

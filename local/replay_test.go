@@ -13,17 +13,47 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	commonpb "go.temporal.io/api/common/v1"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/api/workflowservice/v1"
+	sdk "go.temporal.io/sdk/client"
 
 	"github.com/kapsel-io/kapsel/api/client"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/local/temporal"
+	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/replay"
 	"github.com/kapsel-io/kapsel/verify"
 	"github.com/kapsel-io/kapsel/workflows"
 )
+
+// requireReplays compares every delivery with its workflows' histories: whatever happened to them, nothing may disagree. It
+// returns how many came to each verdict.
+func requireReplays(t *testing.T, databaseURL, temporalAddress string) map[replay.Verdict]int {
+	t.Helper()
+	engine, err := postgres.Open(databaseURL, postgres.Engine, 2)
+	require.NoError(t, err)
+	defer engine.Close()
+	c, err := sdk.Dial(sdk.Options{HostPort: temporalAddress, Namespace: temporal.Namespace})
+	require.NoError(t, err)
+	defer c.Close()
+	rows, err := engine.Query(t.Context(), "select id from deliveries")
+	require.NoError(t, err)
+	deliveries, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	require.NoError(t, err)
+	require.NotEmpty(t, deliveries)
+	verdicts := map[replay.Verdict]int{}
+	for _, delivery := range deliveries {
+		report, err := replay.Online(t.Context(), engine, c, delivery)
+		require.NoError(t, err)
+		require.NotEqual(t, replay.Disagreement, report.Verdict, report.Text())
+		verdicts[report.Verdict]++
+	}
+	return verdicts
+}
 
 // auditor runs the production binary against a stack.
 type auditor struct {

@@ -103,7 +103,7 @@ func export(ctx context.Context, engine *pgxpool.Pool, temporal client.Client, o
 		return exported{}, err
 	}
 	if len(histories) == 0 {
-		return exported{}, fmt.Errorf("Temporal has no workflow of delivery %s: a batch carried it, or the retention has ended", name)
+		return exported{}, fmt.Errorf("no workflow of delivery %s is in Temporal: a batch carried it, or the retention has ended", name)
 	}
 	for _, h := range histories {
 		if !h.Closed() {
