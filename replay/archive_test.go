@@ -68,6 +68,18 @@ func TestAChangedFileIsNamed(t *testing.T) {
 	requirePart(t, report, 2, 17, "delay")
 }
 
+func TestAChangedManifestIsNamed(t *testing.T) {
+	t.Parallel()
+	dir, _, h := exported(t, "deliver-retried")
+	path := filepath.Join(dir, replay.ManifestName)
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(text), h.WorkflowID, "deliver/dlv_2/0")), 0o600))
+	loaded, err := replay.Load([]string{dir})
+	require.NoError(t, err)
+	require.Contains(t, loaded[0].Changed, "the manifest was changed")
+}
+
 func TestAnExportNeverOverwrites(t *testing.T) {
 	t.Parallel()
 	h := saved(t, "deliver-delivered")
@@ -123,8 +135,13 @@ func TestWhatIsNoHistoryIsRefused(t *testing.T) {
 // A manifest comes from whoever gave the files: it can't make kapsel read others.
 func TestAManifestCantNameFilesElsewhere(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"../secret.json", "/etc/passwd", "a/b.json", "..", "."} {
-		dir := t.TempDir()
+	_, file, _ := exported(t, "deliver-retried")
+	history, err := os.ReadFile(file)
+	require.NoError(t, err)
+	for _, name := range []string{"../elsewhere.json", file, "a/b.json", "..", "."} {
+		dir := filepath.Join(t.TempDir(), "export")
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "..", "elsewhere.json"), history, 0o600))
 		text, err := json.Marshal(replay.Manifest{Version: 1, Histories: []replay.Entry{{File: name}}})
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, replay.ManifestName), text, 0o600))
@@ -133,6 +150,6 @@ func TestAManifestCantNameFilesElsewhere(t *testing.T) {
 	}
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, replay.ManifestName), []byte(`{"version":2}`), 0o600))
-	_, err := replay.Load([]string{dir})
+	_, err = replay.Load([]string{dir})
 	require.ErrorContains(t, err, "is not a manifest of version 1")
 }

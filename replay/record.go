@@ -68,9 +68,6 @@ func (c *comparison) checkNumbers() {
 		}
 		epoch = max(epoch, a.Epoch)
 		if a.Number == id.Decision {
-			if a.Kind == string(delivery.KindAttempt) {
-				c.part(a.Number, "kind", "a decision of kind %q", a.Kind)
-			}
 			continue
 		}
 		for ; next < a.Number; next++ {
