@@ -48,6 +48,7 @@ func TestKilledWithBatchesUnderWayNothingIsLost(t *testing.T) {
 	require.Positive(t, after.count(t, "select count(*) from deliveries where lane = 'batch'"))
 	after.checkRecord(t)
 	after.requireExplained(t, receivers...)
+	requireReplays(t, p.running.DatabaseURL, p.running.Temporal)
 }
 
 // requireExplained compares what receivers got with the log: each recorded attempt was received, and what was received

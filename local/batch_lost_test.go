@@ -43,6 +43,7 @@ func TestATerminatedBatchLosesNothing(t *testing.T) {
 	require.Equal(t, 20, s.to(t, endpoint.Destinations[0], "state = 'delivered' and epoch > 0"))
 	s.checkRecord(t)
 	s.requireExplained(t, hanging)
+	requireReplays(t, s.dbURL, s.temporal)
 }
 
 // claimedByTheDead makes n due deliveries the batch of a worker that is alive until it is buried.

@@ -116,6 +116,7 @@ func TestTerminatedWorkflowsLoseNothing(t *testing.T) {
 	require.Equal(t, 1, s.count(t, `select count(*) from merkle_leaves where convert_from(leaf, 'UTF8')::jsonb->>'lost_starts' = '1'`),
 		"the send whose outcome was lost is in the leaf")
 	s.checkRecord(t)
+	requireReplays(t, s.dbURL, s.temporal)
 }
 
 func (s *site) attempts(t *testing.T) int {

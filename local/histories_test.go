@@ -18,6 +18,7 @@ import (
 
 	"github.com/kapsel-io/kapsel/api/client"
 	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/replay"
 	"github.com/kapsel-io/kapsel/workflows"
 )
 
@@ -83,6 +84,7 @@ func TestEveryWayThroughTheWorkflows(t *testing.T) {
 		})
 	}
 	save(t, temporalClient, workflows.AttestWorkflowID(s.made.LogID), "attest-running")
+	require.Zero(t, requireReplays(t, s.dbURL, s.temporal)[replay.Partial])
 }
 
 // holdAfterFirstAttempt pauses every destination once the delivery has failed once.

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kapsel-io/kapsel/api/client"
+	"github.com/kapsel-io/kapsel/replay"
 )
 
 // process is the command running in a process of its own.
@@ -86,6 +87,7 @@ func TestKilledUnderLoadNothingIsLost(t *testing.T) {
 	}
 	require.GreaterOrEqual(t, len(healthy.counts()), len(accepted))
 	after.checkRecord(t)
+	require.NotZero(t, requireReplays(t, p.running.DatabaseURL, p.running.Temporal)[replay.Agreement])
 
 	// Ctrl-C stops everything in order: exit status 0, and nothing is left unsigned.
 	require.NoError(t, p.Process.Signal(syscall.SIGINT))

@@ -38,6 +38,9 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 		"payloads":     {payloadsSQL, []any{ids}},
 		"count again":  {countAgainSQL, []any{ids}},
 		"defer":        {deferSQL, []any{ids, []int{0}, []int{1}, []int64{0}}},
+		"account":      {accountSQL, []any{ids}},
+		"of account":   {accountAttemptsSQL, []any{delivery, delivery, delivery}},
+		"its event":    {accountEventSQL, []any{ids}},
 		"requeue":      {requeueSQL, []any{delivery, 0, 1, time.Second.Milliseconds(), 0}},
 	} {
 		rows, err := query("explain "+statement.sql, statement.args...)

@@ -140,7 +140,7 @@ func (r *route) behindProxy(ctx context.Context, proxyAddr net.Addr, addr string
 	if err != nil {
 		return "", fmt.Errorf("resolve host: %w", err)
 	}
-	var refused error = ssrf.ErrProhibitedIP
+	refused := fmt.Errorf("host has no address: %w", ssrf.ErrProhibitedIP)
 	for _, ip := range ips {
 		if refused = r.guard.SafeAddr(ip.Unmap()); refused == nil {
 			return net.JoinHostPort(ip.Unmap().String(), port), nil

@@ -15,27 +15,27 @@ import (
 // Config is read from environment variables. A value that can't be used stops the start, and the message names the
 // variable. What a variable means, and which commands read it, is said here and nowhere else: their help is made of the tags.
 type Config struct {
-	DatabaseURL string `env:"DATABASE_URL" for:"api worker migrate log tenant" help:"Where Postgres 15 or newer is, such as postgres://user:password@host:5432/kapsel. The user is a member of the roles kapsel_owner, kapsel_engine and kapsel_api. A pooler in transaction mode must pass on the startup parameter role. Needed."`
+	DatabaseURL string `env:"DATABASE_URL" for:"api worker migrate log tenant replay history" help:"Where Postgres 15 or newer is, such as postgres://user:password@host:5432/kapsel. The user is a member of the roles kapsel_owner, kapsel_engine and kapsel_api. A pooler in transaction mode must pass on the startup parameter role. Needed."`
 
 	DatabaseDirectURL string `env:"DATABASE_DIRECT_URL" for:"worker migrate" help:"Leads past any pooler to Postgres itself, for LISTEN and the migration lock. Default: DATABASE_URL."`
 
 	DatabaseMaxConns int32 `env:"DATABASE_MAX_CONNS" envDefault:"16" for:"api worker" help:"How many connections each of a process's pools may have, 2 to 1000. The api has two pools, a worker one."`
 
-	TemporalAddress string `env:"TEMPORAL_ADDRESS" envDefault:"127.0.0.1:7233" for:"worker" help:"host:port of Temporal's frontend."`
+	TemporalAddress string `env:"TEMPORAL_ADDRESS" envDefault:"127.0.0.1:7233" for:"worker replay history" help:"host:port of Temporal's frontend."`
 
-	TemporalNamespace string `env:"TEMPORAL_NAMESPACE" envDefault:"default" for:"worker" help:"The namespace, which must exist."`
+	TemporalNamespace string `env:"TEMPORAL_NAMESPACE" envDefault:"default" for:"worker replay history" help:"The namespace, which must exist."`
 
-	TemporalAPIKey string `env:"TEMPORAL_API_KEY" for:"worker" help:"An API key of Temporal. It switches TLS on. Default: none."`
+	TemporalAPIKey string `env:"TEMPORAL_API_KEY" for:"worker replay history" help:"An API key of Temporal. It switches TLS on. Default: none."`
 
-	TemporalTLS bool `env:"TEMPORAL_TLS" for:"worker" help:"true: use TLS, by the system's certificate authorities if none is given. Each of the TEMPORAL_TLS_… variables switches it on too. Default: false."`
+	TemporalTLS bool `env:"TEMPORAL_TLS" for:"worker replay history" help:"true: use TLS, by the system's certificate authorities if none is given. Each of the TEMPORAL_TLS_… variables switches it on too. Default: false."`
 
-	TemporalCA string `env:"TEMPORAL_TLS_SERVER_CA_CERT_PATH" for:"worker" help:"A PEM file with the authorities that Temporal's certificate may be from. Default: the system's."`
+	TemporalCA string `env:"TEMPORAL_TLS_SERVER_CA_CERT_PATH" for:"worker replay history" help:"A PEM file with the authorities that Temporal's certificate may be from. Default: the system's."`
 
-	TemporalCert string `env:"TEMPORAL_TLS_CLIENT_CERT_PATH" for:"worker" help:"A PEM file with the certificate to show to Temporal (mTLS). Default: none."`
+	TemporalCert string `env:"TEMPORAL_TLS_CLIENT_CERT_PATH" for:"worker replay history" help:"A PEM file with the certificate to show to Temporal (mTLS). Default: none."`
 
-	TemporalKey string `env:"TEMPORAL_TLS_CLIENT_KEY_PATH" for:"worker" help:"A PEM file with that certificate's private key."`
+	TemporalKey string `env:"TEMPORAL_TLS_CLIENT_KEY_PATH" for:"worker replay history" help:"A PEM file with that certificate's private key."`
 
-	TemporalServerName string `env:"TEMPORAL_TLS_SERVER_NAME" for:"worker" help:"The name that Temporal's certificate must have. Default: the host of TEMPORAL_ADDRESS."`
+	TemporalServerName string `env:"TEMPORAL_TLS_SERVER_NAME" for:"worker replay history" help:"The name that Temporal's certificate must have. Default: the host of TEMPORAL_ADDRESS."`
 
 	ListenAddr string `env:"LISTEN_ADDR" envDefault:":8080" for:"api" help:"Where the api listens: host:port, or :port for all addresses."`
 

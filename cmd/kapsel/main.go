@@ -26,7 +26,7 @@ func main() {
 	defer stop()
 	if err := newCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "kapsel: "+err.Error())
-		os.Exit(1)
+		os.Exit(status(err))
 	}
 }
 
@@ -47,7 +47,8 @@ See "kapsel api --help" and "kapsel worker --help" for the others.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(apiCommand(), workerCommand(), migrateCommand(), logCommand(), tenantCommand())
+	root.AddCommand(apiCommand(), workerCommand(), migrateCommand(), logCommand(), tenantCommand(),
+		replayCommand(), historyCommand())
 	return root
 }
 
