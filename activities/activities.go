@@ -38,8 +38,10 @@ type SendInput struct {
 type SendResult struct {
 	// Moved: nothing was sent, because the delivery isn't (any longer) this carrier's.
 	Moved bool
-	// Held: nothing was sent, because the destination is paused, disabled or removed.
+	// Held: nothing was sent, because the destination is paused, disabled or removed, or its circuit is open.
 	Held bool
+	// Wait (of one that a circuit holds) is how long the delivery is to wait in the queue.
+	Wait time.Duration
 	// Unused (of a held one): the start that the claim counted was this one's, so nothing was sent for it.
 	Unused bool
 	// Progress is where the delivery stands, once the attempt is recorded.
@@ -85,4 +87,6 @@ type Outcome struct {
 	Park               bool
 	Grace              time.Duration // how long after Delay a carrier may be silent
 	DisableDestination bool
+	// Probe is the token of the probe that this request was; empty: it was none.
+	Probe string
 }

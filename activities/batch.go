@@ -175,6 +175,7 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 	}
 	places := max(leastConcurrency, batchConcurrency/len(b.targets))
 	for _, destination := range destinations {
+		b.learn(destination)
 		if to, err := newTarget(destination); err == nil { // else nothing is sent there, until it is mended
 			b.targets[destination.ID] = &batchTarget{target: to, places: make(chan struct{}, places)}
 		}
@@ -184,10 +185,11 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 
 // attempt sends one delivery once there is a place at its destination, and records it.
 func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
-	if !b.mayBegin(ctx, row, to) {
+	probe, begins := b.mayBegin(ctx, row, to)
+	if !begins {
 		return
 	}
-	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload})
+	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload, Probe: probe})
 	<-to.places
 	if err != nil {
 		b.putOff(row, heldDelay) // no request could be made of it
@@ -198,18 +200,24 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 		Outcome: outcome, Response: response, Commitment: &row.Payload.Commitment})
 }
 
-// mayBegin decides whether a delivery is sent by this batch; if not it was put off.
-func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) bool {
+// mayBegin decides whether a delivery is sent by this batch, and as which probe of a circuit; if not it was put off.
+func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) (probe uuid.UUID, begins bool) {
 	defer b.decided.Done()
 	switch {
 	case to.target == nil || to.Held:
 		b.putOff(row, heldDelay)
+		return uuid.Nil, false
 	case !b.begin(ctx, to):
 		b.putOff(row, 0)
-	default:
-		return true
+		return uuid.Nil, false
 	}
-	return false
+	probe, wait, err := b.passBatched(ctx, to.target)
+	if err != nil || wait > 0 { // an error: the queue gives it another try
+		<-to.places
+		b.putOff(row, wait)
+		return uuid.Nil, false
+	}
+	return probe, true
 }
 
 // begin takes a place at the destination. It reports false if the batch's time is over, or the worker may not send.

@@ -167,7 +167,9 @@ const destinationsSQL = `
 select t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
     array(select s.secret from destination_secrets s
           where s.destination_id = t.id and (s.expires_at is null or s.expires_at > now()) order by s.id desc),
-    t.paused_at is not null or t.disabled_at is not null or t.deleted_at is not null
+    t.paused_at is not null or t.disabled_at is not null or t.deleted_at is not null,
+    (select greatest(extract(epoch from c.probe_until - now()) * 1000, 0) from circuits c
+     where c.destination_id = t.id and c.state <> 'closed')::float8
 from destinations t where t.id = any($1)`
 
 // LoadDestinations reads destinations.
@@ -187,8 +189,12 @@ func LoadDestinations(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID) 
 func readDestinations(rows pgx.Rows, found map[uuid.UUID]*Destination) error {
 	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d Destination, err error) {
 		var timeoutMS int
-		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held)
+		var circuitMS *float64
+		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held, &circuitMS)
 		d.Timeout = time.Duration(timeoutMS) * time.Millisecond
+		if d.CircuitOpen = circuitMS != nil; d.CircuitOpen {
+			d.CircuitWait = milliseconds(*circuitMS)
+		}
 		found[d.ID] = &d
 		return d, err
 	})

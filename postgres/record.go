@@ -30,6 +30,8 @@ type Delivery struct {
 	Leaves        int
 	LastLeafHash  []byte // nil before the first leaf
 	DueIn         time.Duration
+	// CircuitActive: the circuit of its destination isn't at rest, because its receiver has failed lately.
+	CircuitActive bool
 	Commitment
 }
 
@@ -74,12 +76,15 @@ type Change struct {
 	Grace time.Duration
 	// DisableReason, if set, disables the destination.
 	DisableReason string
+	// Verdict is what the attempt says about the receiver.
+	Verdict Verdict
 }
 
 const lockSQL = `
 select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
     (select l.origin from logs l where l.id = d.log_id), d.state, d.epoch, d.next_attempt,
-    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000
+    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000,
+    exists (select from circuits c where c.destination_id = d.destination_id and (c.ring <> 0 or c.state <> 'closed'))
 from deliveries d
 where d.id = any($1)
 order by d.id
@@ -95,7 +100,7 @@ where e.id = any($1)`
 // (it sees each row as it is under the lock, so it can refuse a carrier that was fenced off), and writes attempts,
 // leaves, states and queue rows together. decide may be called again if the transaction has to be repeated. known are
 // the commitments of deliveries whose sender has read them already; the others are read here.
-func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[uuid.UUID]*Commitment,
+func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[uuid.UUID]*Commitment, circuits Circuits,
 	decide func(map[uuid.UUID]*Delivery) ([]Change, error)) error {
 	return pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
 		locked, err := beginAndLock(ctx, conn, ids)
@@ -107,7 +112,7 @@ func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[
 			changes, err = decide(locked)
 		}
 		if err == nil && len(changes) > 0 {
-			return writeAndCommit(ctx, conn, changes)
+			return writeAndCommit(ctx, conn, changes, circuits)
 		}
 		return errors.Join(err, rollback(conn))
 	})
@@ -123,7 +128,8 @@ func beginAndLock(ctx context.Context, conn *pgxpool.Conn, ids []uuid.UUID) (map
 			d := &Delivery{}
 			var dueMS float64
 			err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
-				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS)
+				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS,
+				&d.CircuitActive)
 			d.DueIn = time.Duration(dueMS) * time.Millisecond
 			locked[d.ID] = d
 			return d, err
@@ -221,15 +227,17 @@ update destinations set disabled_at = now(), disabled_reason = $2, updated_at = 
 
 // writeAndCommit sends all statements of the changes and the commit in one round trip. If one fails, Postgres skips those
 // after it, the commit included.
-func writeAndCommit(ctx context.Context, conn *pgxpool.Conn, changes []Change) error {
+func writeAndCommit(ctx context.Context, conn *pgxpool.Conn, changes []Change, circuits Circuits) error {
 	batch := &pgx.Batch{}
 	queueAttempts(batch, changes)
 	queueDeliveries(batch, changes)
 	queueDisabled(batch, changes)
+	committed := circuits.queue(batch, changes)
 	batch.Queue("commit")
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return errors.Join(err, rollback(conn))
 	}
+	committed()
 	return nil
 }
 
