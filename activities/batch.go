@@ -190,7 +190,11 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 		return
 	}
 	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload, Probe: probe})
-	<-to.places
+	if err == nil && outcome.verdict().Failed {
+		defer func() { <-to.places }() // not before it is recorded: it may open the circuit, and then nobody follows
+	} else {
+		<-to.places
+	}
 	if err != nil {
 		b.putOff(row, heldDelay) // no request could be made of it
 		return

@@ -123,7 +123,7 @@ func commitRecordings(ctx context.Context, db *pgxpool.Pool, seen *circuits, row
 		known[r.Delivery] = r.Commitment
 	}
 	results := make([]recorded, len(rows))
-	err := postgres.Record(ctx, db, ids, known, seen.figures(), func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
+	err := postgres.RecordAttempts(ctx, db, ids, known, seen.figures(), func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
 		var changes []postgres.Change
 		for i, r := range rows {
 			d := locked[r.Delivery]

@@ -140,8 +140,11 @@ func verdictName(v Verdict) string {
 	}
 }
 
-// rests reports whether nothing is to be written: only successes, of a receiver that has not failed lately.
-func (m *moving) rests() bool { return m.failures == 0 && !m.known && m.probe == uuid.Nil }
+// rests reports whether nothing is to be written: nothing was learnt, or only successes of a receiver that has not failed
+// lately.
+func (m *moving) rests() bool {
+	return m.probe == uuid.Nil && (m.outcomes == 0 || m.failures == 0 && !m.known)
+}
 
 // circuitMoves collects what changes say of each destination, sorted by destination.
 func circuitMoves(changes []Change) []*moving {

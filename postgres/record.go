@@ -100,7 +100,13 @@ where e.id = any($1)`
 // (it sees each row as it is under the lock, so it can refuse a carrier that was fenced off), and writes attempts,
 // leaves, states and queue rows together. decide may be called again if the transaction has to be repeated. known are
 // the commitments of deliveries whose sender has read them already; the others are read here.
-func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[uuid.UUID]*Commitment, circuits Circuits,
+func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[uuid.UUID]*Commitment,
+	decide func(map[uuid.UUID]*Delivery) ([]Change, error)) error {
+	return RecordAttempts(ctx, pool, ids, known, Circuits{}, decide)
+}
+
+// RecordAttempts is Record for changes that also say something about their receivers: it moves circuits.
+func RecordAttempts(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[uuid.UUID]*Commitment, circuits Circuits,
 	decide func(map[uuid.UUID]*Delivery) ([]Change, error)) error {
 	return pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
 		locked, err := beginAndLock(ctx, conn, ids)
