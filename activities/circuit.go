@@ -15,6 +15,8 @@ import (
 const (
 	// probeMargin is how long beyond its timeout a probe's outcome may take to be recorded before another one may try.
 	probeMargin = 10 * time.Second
+	// probeLook is how soon it is worth another look whether a probe is over.
+	probeLook = time.Second
 	// parkSpread is how far apart deliveries become due that wait for one circuit.
 	parkSpread = 2 * time.Second
 	// openCircuits bounds the circuits that are remembered; beyond it all is forgotten, and Postgres says it again.
@@ -72,7 +74,7 @@ func (a *Activities) pass(ctx context.Context, to *target, wait time.Duration) (
 	case err != nil:
 		return uuid.Nil, 0, err
 	case probe.Token != uuid.Nil:
-		a.Recorder.circuits.learn(to.ID, to.Timeout+probeMargin)
+		a.Recorder.circuits.learn(to.ID, probeLook)
 		return probe.Token, 0, nil
 	}
 	a.Recorder.circuits.learn(to.ID, probe.Wait)

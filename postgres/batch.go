@@ -168,8 +168,7 @@ select t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
     array(select s.secret from destination_secrets s
           where s.destination_id = t.id and (s.expires_at is null or s.expires_at > now()) order by s.id desc),
     t.paused_at is not null or t.disabled_at is not null or t.deleted_at is not null,
-    (select greatest(extract(epoch from c.probe_until - now()) * 1000, 0) from circuits c
-     where c.destination_id = t.id and c.state <> 'closed')::float8
+    (select ` + circuitWait + ` from circuits c where c.destination_id = t.id and c.state <> 'closed')::float8
 from destinations t where t.id = any($1)`
 
 // LoadDestinations reads destinations.

@@ -17,6 +17,10 @@ import (
 // test compares with the statements here. A destination whose receiver has not failed lately has no row, or one that says
 // so, and then nothing is written.
 
+// circuitWait is how many milliseconds it is until a probe of circuit c may be won. While one is under way its outcome may
+// come at any moment, so it is worth another look soon.
+const circuitWait = `least(greatest(extract(epoch from c.probe_until - now()) * 1000, 0), case when c.probe_token is not null then 1000 end)`
+
 // ringSize is how many outcomes a circuit's ring holds.
 const ringSize = 10
 
@@ -101,7 +105,7 @@ update circuits c set
     failed_at = case when m.failures & 1 = 1 then greatest(c.failed_at, now()) else c.failed_at end
 from moved m
 where c.destination_id = m.destination_id
-returning c.destination_id, case when c.state = 'closed' then 0 else greatest(extract(epoch from c.probe_until - now()) * 1000, 1) end::float8`
+returning c.destination_id, case when c.state = 'closed' then 0 else greatest(` + circuitWait + `, 1) end::float8`
 
 // moving are the outcomes of one destination that a transaction records.
 type moving struct {
@@ -218,14 +222,13 @@ update circuits set state = 'half_open', probe_token = $2, probe_until = now() +
 where destination_id = $1 and state <> 'closed' and probe_until <= now()`
 
 const circuitWaitSQL = `
-select greatest(extract(epoch from probe_until - now()) * 1000, 0)::float8 from circuits
-where destination_id = $1 and state <> 'closed'`
+select (` + circuitWait + `)::float8 from circuits c where c.destination_id = $1 and c.state <> 'closed'`
 
 // Probe is the answer to WinProbe.
 type Probe struct {
 	// Token, if it isn't uuid.Nil, is that of the probe that was won: one attempt may be sent, and its record says so.
 	Token uuid.UUID
-	// Wait, without a token, is how long it is until a probe may be won; 0: the circuit is closed, and anything may be sent.
+	// Wait, without a token, is how long to wait before trying again; 0: the circuit is closed, and anything may be sent.
 	Wait time.Duration
 }
 
