@@ -3,6 +3,7 @@ package activities_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -79,15 +80,21 @@ func TestCircuitPropertyPostgresFollowsTheRule(t *testing.T) {
 		}
 		m := &circuitModel{testBundle: b, destination: destination, delivery: b.accept(t, 1, destination)[0], settings: settings,
 			Circuit: delivery.Circuit{State: delivery.CircuitClosed}}
-		for range rapid.IntRange(1, 12).Draw(rt, "steps") {
-			switch rapid.IntRange(0, 3).Draw(rt, "what") {
+		for range rapid.IntRange(1, 15).Draw(rt, "steps") {
+			switch rapid.IntRange(0, 4).Draw(rt, "what") {
 			case 0:
 				m.lapse(t)
 				m.probe(t)
 			case 1:
 				m.probe(t)
+			case 2: // the way to closing
+				m.lapse(t)
+				m.probe(t)
+				if len(m.won) > 0 {
+					m.record(t, []delivery.Verdict{delivery.ReceiverWorks}, m.won[len(m.won)-1], delivery.ReceiverWorks)
+				}
 			default:
-				m.record(t, rt)
+				m.recordAny(t, rt)
 			}
 			require.Equal(t, ruled(m.Circuit, now), b.circuit(t, destination))
 		}
@@ -127,24 +134,37 @@ func (m *circuitModel) probe(t *testing.T) {
 	}
 }
 
-func (m *circuitModel) record(t *testing.T, rt *rapid.T) {
+// recordAny records any outcomes, perhaps with the token of any probe that was won.
+func (m *circuitModel) recordAny(t *testing.T, rt *rapid.T) {
+	all := []delivery.Verdict{delivery.ReceiverWorks, delivery.ReceiverFails, delivery.NoVerdict}
+	verdicts := rapid.SliceOfN(rapid.SampledFrom(all), 0, 13).Draw(rt, "verdicts")
+	if rapid.IntRange(0, 9).Draw(rt, "many") == 0 { // where a shift by as many bits would go round
+		verdicts = append(slices.Repeat([]delivery.Verdict{delivery.ReceiverWorks}, 64), verdicts[:min(len(verdicts), 2)]...)
+	}
+	if len(m.won) == 0 || rapid.Bool().Draw(rt, "no probe") {
+		m.record(t, verdicts, uuid.Nil, delivery.NoVerdict)
+		return
+	}
+	token := m.won[max(len(m.won)-1-rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(rt, "an older one"), 0)]
+	m.record(t, verdicts, token, rapid.SampledFrom(all).Draw(rt, "its verdict"))
+}
+
+func (m *circuitModel) record(t *testing.T, others []delivery.Verdict, probe uuid.UUID, verdict delivery.Verdict) {
 	var verdicts []postgres.Verdict
 	var o delivery.Outcomes
 	add := func(v delivery.Verdict, probe uuid.UUID) {
 		verdicts = append(verdicts, postgres.Verdict{Counts: v != delivery.NoVerdict, Failed: v == delivery.ReceiverFails, Probe: probe})
 		o = o.Add(v)
 	}
-	all := []delivery.Verdict{delivery.ReceiverWorks, delivery.ReceiverFails, delivery.NoVerdict}
-	for _, v := range rapid.SliceOfN(rapid.SampledFrom(all), 0, 13).Draw(rt, "verdicts") {
+	for _, v := range others {
 		add(v, uuid.Nil)
 	}
-	token, name, verdict := uuid.Nil, "", delivery.NoVerdict
-	if len(m.won) > 0 && rapid.Bool().Draw(rt, "a probe") {
-		token = m.won[max(len(m.won)-1-rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(rt, "an older one"), 0)]
-		name, verdict = token.String(), rapid.SampledFrom(all).Draw(rt, "its verdict")
-		add(verdict, token)
+	token := ""
+	if probe != uuid.Nil {
+		token = probe.String()
+		add(verdict, probe)
 	}
-	m.Circuit = m.Record(m.settings, o, name, verdict, now)
+	m.Circuit = m.Record(m.settings, o, token, verdict, now)
 	told := map[uuid.UUID]time.Duration{}
 	err := postgres.RecordAttempts(t.Context(), m.engine, []uuid.UUID{m.delivery}, nil,
 		circuitFigures(func(d uuid.UUID, wait time.Duration) { told[d] = wait }),

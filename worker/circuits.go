@@ -108,13 +108,13 @@ func (w *Worker) watchCircuits(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
 	for {
+		if err := w.lookAtCircuits(ctx); err != nil && ctx.Err() == nil {
+			w.config.Log.Warn("circuits not looked at", zap.Error(err))
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if err := w.lookAtCircuits(ctx); err != nil && ctx.Err() == nil {
-				w.config.Log.Warn("circuits not looked at", zap.Error(err))
-			}
 		}
 	}
 }
