@@ -125,10 +125,10 @@ const (
 // Judge says what an attempt tells about the receiver, whatever it means for the delivery. What may be tried again counts
 // as a failure: 408, 425, 429, every 5xx, network errors and timeouts, and also an address that is blocked, since nothing
 // reaches the receiver then. Every other answer comes from a receiver that works, also one that rejects the webhook with a
-// 4xx. A request that was interrupted here, or couldn't even be made, tells nothing.
+// 4xx. A request that was interrupted here, or was never made, tells nothing.
 func Judge(status int, class ErrorClass) Verdict {
 	switch {
-	case status == 0 && (class == ErrorInterrupted || class == ErrorRequest):
+	case status == 0 && (class == NoError || class == ErrorInterrupted || class == ErrorRequest):
 		return NoVerdict
 	case Classify(status, class) == OutcomeRetry:
 		return ReceiverFails

@@ -23,7 +23,7 @@ func TestJudge(t *testing.T) {
 		{408, "", "fails"}, {425, "", "fails"}, {429, "", "fails"}, {500, "", "fails"}, {503, "interrupted", "fails"}, {599, "", "fails"},
 		{0, "timeout", "fails"}, {0, "dns", "fails"}, {0, "connection_refused", "fails"}, {0, "connection_reset", "fails"},
 		{0, "tls", "fails"}, {0, "protocol", "fails"}, {0, "network", "fails"}, {0, "blocked_address", "fails"},
-		{0, "interrupted", ""}, {0, "request", ""},
+		{0, "interrupted", ""}, {0, "request", ""}, {0, "", ""},
 	} {
 		require.Equal(t, tc.want, delivery.Judge(tc.status, tc.class), "%d %q", tc.status, tc.class)
 	}
