@@ -148,14 +148,14 @@ func TestADestinationThatKeepsFailingIsDisabled(t *testing.T) {
 		return destination.DisabledAt != nil && *destination.DisabledReason == "failing"
 	}, time.Minute, 100*time.Millisecond)
 	require.Equal(t, events, s.to(t, endpoint.Destinations[0], "state = 'pending'"))
-	s.awaitZero(t, time.Minute, "select $1 - count(*) from delivery_queue where claim_id is null", events)
+	s.awaitZero(t, 2*time.Minute, "select $1 - count(*) from delivery_queue where claim_id is null", events)
 
 	down.mended.Store(true)
 	destinationID, err := id.Destination.Parse(endpoint.Destinations[0].ID)
 	require.NoError(t, err)
 	_, err = s.db.Exec(t.Context(), "update destinations set disabled_at = null, disabled_reason = null where id = $1", destinationID)
 	require.NoError(t, err)
-	s.awaitSealed(t, time.Minute)
+	s.awaitSealed(t, 2*time.Minute)
 	require.Equal(t, events, s.to(t, endpoint.Destinations[0], "state = 'delivered'"))
 	circuit, _ := s.circuitOf(t, endpoint)
 	require.Equal(t, client.Closed, circuit.State)
