@@ -41,8 +41,10 @@ type SendResult struct {
 	// Canceled: nothing was sent, and the delivery is over, as is recorded: its destination was deleted. (Progress or Moved
 	// says so too, to a worker of the version before.)
 	Canceled bool `json:",omitempty"`
-	// Held: nothing was sent, because the destination is paused or disabled.
+	// Held: nothing was sent, because the destination is paused or disabled, or its circuit is open.
 	Held bool
+	// Wait (of one that a circuit holds) is how long the delivery is to wait in the queue.
+	Wait time.Duration
 	// Unused (of a held one): the start that the claim counted was this one's, so nothing was sent for it.
 	Unused bool
 	// Progress is where the delivery stands, once the attempt is recorded.
@@ -88,4 +90,6 @@ type Outcome struct {
 	Park               bool
 	Grace              time.Duration // how long after Delay a carrier may be silent
 	DisableDestination bool
+	// Probe is the token of the probe that this request was; empty: it was none.
+	Probe string
 }

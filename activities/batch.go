@@ -176,6 +176,7 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 	}
 	places := max(leastConcurrency, batchConcurrency/len(b.targets))
 	for _, destination := range destinations {
+		b.learn(destination)
 		if to, err := newTarget(destination); err == nil { // else nothing is sent there, until it is mended
 			b.targets[destination.ID] = &batchTarget{target: to, places: make(chan struct{}, places)}
 		}
@@ -189,11 +190,16 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 		b.cancel(ctx, row, to)
 		return
 	}
-	if !b.mayBegin(ctx, row, to) {
+	probe, begins := b.mayBegin(ctx, row, to)
+	if !begins {
 		return
 	}
-	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload})
-	<-to.places
+	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload, Probe: probe})
+	if err == nil && outcome.verdict().Failed {
+		defer func() { <-to.places }() // not before it is recorded: it may open the circuit, and then nobody follows
+	} else {
+		<-to.places
+	}
 	if err != nil {
 		b.putOff(row, unusableDelay) // no request could be made of it
 		return
@@ -218,20 +224,27 @@ func (b *batch) cancel(ctx context.Context, row postgres.BatchRow, to *batchTarg
 	}
 }
 
-// mayBegin decides whether a delivery is sent by this batch; if not it was put off.
-func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) bool {
+// mayBegin decides whether a delivery is sent by this batch, and as which probe of a circuit; if not it was put off.
+func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) (probe uuid.UUID, begins bool) {
 	defer b.decided.Done()
 	switch {
 	case to.target == nil:
 		b.putOff(row, unusableDelay)
+		return uuid.Nil, false
 	case to.Held:
 		b.putOff(row, 0)
+		return uuid.Nil, false
 	case !b.begin(ctx, to):
 		b.putOff(row, 0)
-	default:
-		return true
+		return uuid.Nil, false
 	}
-	return false
+	probe, wait, err := b.passBatched(ctx, to.target)
+	if err != nil || wait > 0 { // an error: the queue gives it another try
+		<-to.places
+		b.putOff(row, wait)
+		return uuid.Nil, false
+	}
+	return probe, true
 }
 
 // begin takes a place at the destination. It reports false if the batch's time is over, or the worker may not send.

@@ -14,7 +14,7 @@ type Recorded struct {
 
 // CommitRecordings records a group of recordings in one transaction, as the recorder does with what has gathered.
 func CommitRecordings(ctx context.Context, db *pgxpool.Pool, rows []Recording) ([]Recorded, error) {
-	results, _, err := commitRecordings(ctx, db, rows)
+	results, _, err := commitRecordings(ctx, db, newCircuits(), rows)
 	exported := make([]Recorded, len(results))
 	for i, r := range results {
 		exported[i] = Recorded{Progress: r.progress, Err: r.err}

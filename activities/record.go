@@ -42,6 +42,7 @@ type Recorder struct {
 	group *postgres.Group[Recording, recorded]
 	// onRecord is told of each delivery whose attempt was recorded.
 	onRecord func(delivery uuid.UUID)
+	circuits *circuits
 }
 
 // RecorderConfig says where to record and whom to tell.
@@ -67,9 +68,10 @@ type recorded struct {
 
 // NewRecorder returns a recorder; Close it.
 func NewRecorder(config RecorderConfig) *Recorder {
+	seen := newCircuits()
 	group := postgres.NewGroup(postgres.GroupConfig[Recording, recorded]{
 		Commit: func(ctx context.Context, rows []Recording) ([]recorded, error) {
-			results, turns, err := commitRecordings(ctx, config.DB, rows)
+			results, turns, err := commitRecordings(ctx, config.DB, seen, rows)
 			if err == nil && config.OnLeaves != nil {
 				config.OnLeaves()
 			}
@@ -83,7 +85,7 @@ func NewRecorder(config RecorderConfig) *Recorder {
 		Gather:     gatherWhile(config.Busy),
 		Observe:    config.Observe,
 	})
-	return &Recorder{group: group, onRecord: config.OnRecord}
+	return &Recorder{group: group, onRecord: config.OnRecord, circuits: seen}
 }
 
 // Close records what waits.
@@ -122,7 +124,7 @@ func (a *Activities) RecordAttempt(ctx context.Context, in RecordInput) (Progres
 }
 
 // commitRecordings is one transaction over the deliveries of rows. turns is whether it passed on the turn of any.
-func commitRecordings(ctx context.Context, db *pgxpool.Pool, rows []Recording) (results []recorded, turns bool, err error) {
+func commitRecordings(ctx context.Context, db *pgxpool.Pool, seen *circuits, rows []Recording) (results []recorded, turns bool, err error) {
 	ids := make([]uuid.UUID, 0, len(rows))
 	known := make(map[uuid.UUID]*postgres.Commitment, len(rows))
 	for _, r := range rows {
@@ -130,7 +132,7 @@ func commitRecordings(ctx context.Context, db *pgxpool.Pool, rows []Recording) (
 		known[r.Delivery] = r.Commitment
 	}
 	results = make([]recorded, len(rows))
-	err = postgres.Record(ctx, db, ids, known, func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
+	err = postgres.RecordAttempts(ctx, db, ids, known, seen.figures(), func(locked map[uuid.UUID]*postgres.Delivery) ([]postgres.Change, error) {
 		var changes []postgres.Change
 		for i, r := range rows {
 			d := locked[r.Delivery]
@@ -181,7 +183,7 @@ func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
 		*d = before
 		return postgres.Change{}, err
 	}
-	change := postgres.Change{Delivery: d, Attempts: []postgres.Attempt{attempt}, Grace: r.Outcome.Grace}
+	change := postgres.Change{Delivery: d, Attempts: []postgres.Attempt{attempt}, Grace: r.Outcome.Grace, Verdict: r.Outcome.verdict()}
 	d.State = r.Outcome.State
 	switch delivery.State(d.State) {
 	case delivery.Delivered:

@@ -64,6 +64,7 @@ type sending struct {
 	Delivery uuid.UUID
 	Attempt  int
 	Payload  *postgres.Payload
+	Probe    uuid.UUID // of a half-open circuit; uuid.Nil: it is none
 }
 
 // request sends one attempt, in whichever lane, and says what follows from its answer. ctx is interruptible. An error means
@@ -105,6 +106,9 @@ func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcom
 		Park:               decision.Park,
 		Grace:              to.Timeout + silence,
 		DisableDestination: decision.DisableDestination,
+	}
+	if s.Probe != uuid.Nil {
+		outcome.Probe = s.Probe.String()
 	}
 	var response Response
 	if result.Status != 0 {

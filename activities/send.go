@@ -71,10 +71,17 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)
 	}
+	probe, wait, err := a.passLoaded(ctx, to)
+	switch {
+	case err != nil:
+		return SendResult{}, temporal.NewApplicationErrorWithCause("ask circuit", notSent, err)
+	case wait > 0:
+		return SendResult{Held: true, Unused: counted, Wait: wait}, nil
+	}
 	stop := heartbeat(ctx)
 	sendCtx, cancel := a.interruptible(ctx)
 	defer cancel()
-	outcome, response, err := a.request(sendCtx, to, sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload})
+	outcome, response, err := a.request(sendCtx, to, sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload, Probe: probe})
 	stop()
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)

@@ -32,6 +32,7 @@ const (
 type newDestination struct {
 	row      db.InsertDestinationParams
 	schedule delivery.Schedule
+	circuit  delivery.CircuitSettings
 	headers  http.Header
 	secret   string // whsec_…; empty: not signed by v1
 	created  time.Time
@@ -109,11 +110,17 @@ func (s *Server) parseDestination(base string, body *openapi.NewDestination) (*n
 	if d.schedule, err = parseSchedule(join(base, "schedule"), body.Schedule); err != nil {
 		return nil, err
 	}
+	if d.circuit, err = parseCircuit(join(base, "circuit"), body.Circuit); err != nil {
+		return nil, err
+	}
 	if d.headers, err = parseHeaders(join(base, "headers"), value(body.Headers)); err != nil {
 		return nil, err
 	}
 	if d.row.Schedule, err = json.Marshal(d.schedule); err != nil {
 		return nil, fmt.Errorf("write schedule: %w", err)
+	}
+	if d.row.Circuit, err = json.Marshal(d.circuit); err != nil {
+		return nil, fmt.Errorf("write circuit: %w", err)
 	}
 	if d.row.Headers, err = json.Marshal(d.headers); err != nil {
 		return nil, fmt.Errorf("write headers: %w", err)
@@ -192,7 +199,7 @@ func (d *newDestination) answer() openapi.Destination {
 	answer := openapi.Destination{
 		ID: id.Destination.Format(d.row.ID), EndpointID: id.Endpoint.Format(d.row.EndpointID), URL: d.row.Url, TimeoutMs: int(d.row.TimeoutMs), Schedule: scheduleAnswer(d.schedule),
 		HeaderNames: append([]string{}, slices.Sorted(maps.Keys(d.headers))...), SecretPath: d.row.SecretPath,
-		CreatedAt: d.created,
+		CreatedAt: d.created, Circuit: newCircuitAnswer(d.circuit),
 	}
 	d.addSending(&answer)
 	return answer
@@ -204,8 +211,12 @@ func destinationAnswer(row db.DestinationsOfRow) (openapi.Destination, error) {
 	if err := json.Unmarshal(row.Schedule, &schedule); err != nil {
 		return openapi.Destination{}, fmt.Errorf("read schedule of %s: %w", name, err)
 	}
+	circuit, err := circuitAnswer(row)
+	if err != nil {
+		return openapi.Destination{}, fmt.Errorf("read circuit of %s: %w", name, err)
+	}
 	return openapi.Destination{
-		ID: name, EndpointID: id.Endpoint.Format(row.EndpointID), URL: row.Url, TimeoutMs: int(row.TimeoutMs), Schedule: scheduleAnswer(schedule), HeaderNames: row.HeaderNames,
+		ID: name, EndpointID: id.Endpoint.Format(row.EndpointID), URL: row.Url, Circuit: circuit, TimeoutMs: int(row.TimeoutMs), Schedule: scheduleAnswer(schedule), HeaderNames: row.HeaderNames,
 		SecretPath: row.SecretPath, PausedAt: row.PausedAt, DisabledAt: row.DisabledAt, DisabledReason: row.DisabledReason,
 		CreatedAt: row.CreatedAt,
 	}, nil

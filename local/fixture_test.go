@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,10 +75,23 @@ func schedule(delaysMS ...int64) *client.Schedule {
 	return &client.Schedule{Type: &list, DelaysMs: &delaysMS}
 }
 
+// withoutCircuits are destinations whose circuits never open, unless they say how they do: a receiver that fails on purpose
+// would be left alone for 30 s.
+func withoutCircuits(destinations []client.NewDestination) []client.NewDestination {
+	off := true
+	destinations = slices.Clone(destinations)
+	for i := range destinations {
+		if destinations[i].Circuit == nil {
+			destinations[i].Circuit = &client.CircuitSettings{Off: &off}
+		}
+	}
+	return destinations
+}
+
 func (s *site) createEndpoint(t *testing.T, destinations ...client.NewDestination) client.Endpoint {
 	t.Helper()
 	answer, err := s.api.CreateEndpointWithResponse(t.Context(), client.NewEndpoint{
-		Name: "test", Verification: client.Verification{Scheme: client.VerificationSchemeNone}, Destinations: destinations,
+		Name: "test", Verification: client.Verification{Scheme: client.VerificationSchemeNone}, Destinations: withoutCircuits(destinations),
 	})
 	require.NoError(t, err)
 	require.NotNil(t, answer.JSON201, string(answer.Body))

@@ -74,7 +74,7 @@ func testOrderByKey(t *testing.T, s *testStack, lane client.Lane) {
 	answer, err := s.api.CreateEndpointWithResponse(t.Context(), client.NewEndpoint{
 		Name: "ordered", Verification: client.Verification{Scheme: client.VerificationSchemeNone}, Lane: &lane,
 		Ordering:     &client.Ordering{Source: client.OrderingSourceHeader, Header: &header, OnDead: client.Block},
-		Destinations: []client.NewDestination{{URL: r.URL, Schedule: schedule(400, 400, 400, 400)}},
+		Destinations: withoutCircuits([]client.NewDestination{{URL: r.URL, Schedule: schedule(400, 400, 400, 400)}}),
 	})
 	require.NoError(t, err)
 	require.NotNil(t, answer.JSON201, string(answer.Body))

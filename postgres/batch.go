@@ -170,7 +170,8 @@ select t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
     t.paused_at is not null or t.disabled_at is not null, t.deleted_at is not null,
     array(select k.private_key from destination_keys k
           where k.destination_id = t.id and (k.expires_at is null or k.expires_at > now()) order by k.id desc),
-    (select to_jsonb(x) from destination_transports x where x.destination_id = t.id)
+    (select to_jsonb(x) from destination_transports x where x.destination_id = t.id),
+    (select ` + circuitWait + ` from circuits c where c.destination_id = t.id and c.state <> 'closed')::float8
 from destinations t where t.id = any($1)`
 
 // LoadDestinations reads destinations.
@@ -190,9 +191,13 @@ func LoadDestinations(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID) 
 func readDestinations(rows pgx.Rows, found map[uuid.UUID]*Destination) error {
 	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d Destination, err error) {
 		var timeoutMS int
+		var circuitMS *float64
 		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held, &d.Deleted,
-			&d.PrivateKeys, &d.Transport)
+			&d.PrivateKeys, &d.Transport, &circuitMS)
 		d.Timeout = time.Duration(timeoutMS) * time.Millisecond
+		if d.CircuitOpen = circuitMS != nil; d.CircuitOpen {
+			d.CircuitWait = milliseconds(*circuitMS)
+		}
 		found[d.ID] = &d
 		return d, err
 	})

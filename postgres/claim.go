@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -16,6 +17,12 @@ type DueDestination struct {
 	TenantID       uuid.UUID
 	MaxConcurrency int // 0: no limit
 	Lane           Lane
+	// Probing: its circuit isn't closed, and a probe may be won.
+	Probing bool
+	// ClosedAt is when its circuit closed, ClosedFor how long ago that was; zero: it never was open. Circuit are the settings.
+	ClosedAt  time.Time
+	ClosedFor time.Duration
+	Circuit   json.RawMessage
 }
 
 // Lane is how a delivery is carried: by a workflow of its own, or as one row of a batch. For an endpoint also Auto.
@@ -39,24 +46,33 @@ with recursive waiting as (
             where q.claim_id is null and q.destination_id > w.destination_id order by q.destination_id limit 1)
     from waiting w where w.destination_id is not null
 )
-select d.id, d.tenant_id, coalesce(d.max_concurrency, 0), e.lane
+select d.id, d.tenant_id, coalesce(d.max_concurrency, 0), e.lane,
+    coalesce(c.state <> 'closed', false), c.closed_at, (extract(epoch from now() - c.closed_at) * 1000)::float8,
+    case when c.closed_at is not null then d.circuit end
 from waiting w
 join destinations d on d.id = w.destination_id
 join endpoints e on e.id = d.endpoint_id
-where (d.paused_at is null and d.disabled_at is null or d.deleted_at is not null)
+left join circuits c on c.destination_id = w.destination_id
+where (d.deleted_at is not null
+    or d.paused_at is null and d.disabled_at is null and (c.state is null or c.state = 'closed' or c.probe_until <= now()))
   and exists (select from delivery_queue q
               where q.destination_id = w.destination_id and q.claim_id is null and q.due_at <= now())
 limit $2`
 
 // DueDestinations returns up to limit destinations with something due, in the order of their IDs, after the given one.
-// Paused and disabled destinations aren't among them: what is theirs waits. Deleted ones are: what is theirs is canceled.
+// Paused and disabled destinations aren't among them, nor those whose circuit is open: what is theirs waits. Deleted ones are: what is theirs is canceled.
 func DueDestinations(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, limit int) ([]DueDestination, error) {
 	rows, err := pool.Query(ctx, dueSQL, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list due destinations: %w", err)
 	}
 	due, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d DueDestination, err error) {
-		err = row.Scan(&d.ID, &d.TenantID, &d.MaxConcurrency, &d.Lane)
+		var closedAt *time.Time
+		var closedMS *float64
+		err = row.Scan(&d.ID, &d.TenantID, &d.MaxConcurrency, &d.Lane, &d.Probing, &closedAt, &closedMS, &d.Circuit)
+		if closedAt != nil {
+			d.ClosedAt, d.ClosedFor = *closedAt, milliseconds(*closedMS)
+		}
 		return d, err
 	})
 	if err != nil {

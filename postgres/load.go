@@ -42,6 +42,9 @@ type Destination struct {
 	Deleted      bool            // nothing will be sent any more
 	PrivateKeys  [][]byte        // for v1a, newest first
 	Transport    json.RawMessage // as webhook.Transport has it; nil: as usual
+	// CircuitOpen: only a probe may be sent, which can be won after CircuitWait.
+	CircuitOpen bool
+	CircuitWait time.Duration
 }
 
 // ErrMoved means that the delivery isn't (any longer) where the caller thinks: another carrier has it, or it is over.

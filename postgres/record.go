@@ -32,6 +32,8 @@ type Delivery struct {
 	DueIn         time.Duration
 	Ordered       bool // it has a place in a line
 	DeadBlocks    bool // and if it is dead, those behind it wait
+	// CircuitActive: the circuit of its destination isn't at rest, because its receiver has failed lately.
+	CircuitActive bool
 	Commitment
 }
 
@@ -76,6 +78,8 @@ type Change struct {
 	Grace time.Duration
 	// DisableReason, if set, disables the destination.
 	DisableReason string
+	// Verdict is what the attempt says about the receiver.
+	Verdict Verdict
 }
 
 const lockSQL = `
@@ -83,7 +87,8 @@ select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
     (select l.origin from logs l where l.id = d.log_id), d.state, d.epoch, d.next_attempt,
     d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000,
     d.order_key is not null,
-    d.order_key is not null and (select e.ordering ->> 'on_dead' from endpoints e where e.id = d.endpoint_id) is not distinct from 'block'
+    d.order_key is not null and (select e.ordering ->> 'on_dead' from endpoints e where e.id = d.endpoint_id) is not distinct from 'block',
+    exists (select from circuits c where c.destination_id = d.destination_id and (c.ring <> 0 or c.state <> 'closed'))
 from deliveries d
 where d.id = any($1)
 order by d.id
@@ -101,6 +106,12 @@ where e.id = any($1)`
 // the commitments of deliveries whose sender has read them already; the others are read here.
 func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[uuid.UUID]*Commitment,
 	decide func(map[uuid.UUID]*Delivery) ([]Change, error)) error {
+	return RecordAttempts(ctx, pool, ids, known, Circuits{}, decide)
+}
+
+// RecordAttempts is Record for changes that also say something about their receivers: it moves circuits.
+func RecordAttempts(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[uuid.UUID]*Commitment, circuits Circuits,
+	decide func(map[uuid.UUID]*Delivery) ([]Change, error)) error {
 	return pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
 		locked, err := beginAndLock(ctx, conn, ids)
 		if err == nil {
@@ -111,7 +122,7 @@ func Record(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID, known map[
 			changes, err = decide(locked)
 		}
 		if err == nil && len(changes) > 0 {
-			return writeAndCommit(ctx, conn, changes)
+			return writeAndCommit(ctx, conn, changes, circuits)
 		}
 		return errors.Join(err, rollback(conn))
 	})
@@ -127,7 +138,8 @@ func beginAndLock(ctx context.Context, conn *pgxpool.Conn, ids []uuid.UUID) (map
 			d := &Delivery{}
 			var dueMS float64
 			err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
-				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS, &d.Ordered, &d.DeadBlocks)
+				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS, &d.Ordered, &d.DeadBlocks,
+				&d.CircuitActive)
 			d.DueIn = time.Duration(dueMS) * time.Millisecond
 			locked[d.ID] = d
 			return d, err
@@ -225,16 +237,18 @@ update destinations set disabled_at = now(), disabled_reason = $2, updated_at = 
 
 // writeAndCommit sends all statements of the changes and the commit in one round trip. If one fails, Postgres skips those
 // after it, the commit included.
-func writeAndCommit(ctx context.Context, conn *pgxpool.Conn, changes []Change) error {
+func writeAndCommit(ctx context.Context, conn *pgxpool.Conn, changes []Change, circuits Circuits) error {
 	batch := &pgx.Batch{}
 	queueAttempts(batch, changes)
 	queueDeliveries(batch, changes)
 	queueTurns(batch, changes)
 	queueDisabled(batch, changes)
+	committed := circuits.queue(batch, changes)
 	batch.Queue("commit")
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		return errors.Join(err, rollback(conn))
 	}
+	committed()
 	return nil
 }
 

@@ -58,6 +58,7 @@ type Dispatcher struct {
 	inFlight map[uuid.UUID]*flight
 	batched  int // of inFlight, carried in batches
 	starts   sync.WaitGroup
+	circuits circuitLimits
 	cursor   uuid.UUID // the last destination that was looked at
 	full     bool      // when it was last looked, there was at least as much due as places were free
 }
@@ -272,6 +273,7 @@ func (d *Dispatcher) claimShares(ctx context.Context, due []postgres.DueDestinat
 		if hanging[destination.ID] >= mostHanging {
 			waiting[i].Limit = 0
 		}
+		waiting[i].Limit = d.circuits.limit(destination, waiting[i].Limit, d.isInFlight)
 	}
 	for i, share := range delivery.Share(waiting, free) {
 		if share > 0 {
@@ -284,6 +286,7 @@ func (d *Dispatcher) claimShares(ctx context.Context, due []postgres.DueDestinat
 	}
 	claimed, err := postgres.Claim(ctx, d.db, r)
 	d.marks.add(claimed)
+	d.circuits.claimed(due, claimed)
 	return claimed, err
 }
 

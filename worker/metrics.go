@@ -19,6 +19,8 @@ type metrics struct {
 	claimed  *prometheus.CounterVec // deliveries, by lane
 	batching prometheus.Gauge
 	eager    *prometheus.CounterVec // workflow starts, by whether their first task came back with the answer
+	circuits *prometheus.GaugeVec   // by state, those that are not closed
+	disabled prometheus.Counter
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -32,9 +34,15 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		eager: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kapsel_workflow_starts_total", Help: "Workflows started, by whether Temporal granted an eager start.",
 		}, []string{"eager"}),
+		circuits: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "kapsel_circuits", Help: "Destinations whose circuit is open or half open, by state, in the whole database: every worker says the same.",
+		}, []string{"state"}),
+		disabled: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kapsel_destinations_disabled_total", Help: "Destinations that this worker disabled because their receiver kept failing.",
+		}),
 	}
 	if registerer != nil {
-		registerer.MustRegister(m.claimed, m.batching, m.eager)
+		registerer.MustRegister(m.claimed, m.batching, m.eager, m.circuits, m.disabled)
 	}
 	return m
 }

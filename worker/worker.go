@@ -39,6 +39,8 @@ type Config struct {
 	Temporal client.Options
 	// MaxInFlight is how many claimed deliveries may wait for the record of their first attempt. Default: 200.
 	MaxInFlight int
+	// DisableAfter is how long a destination may keep failing before it is disabled. Default: 5 days; negative: for ever.
+	DisableAfter time.Duration
 	// Allow are private networks to which webhooks may be sent. Default: none.
 	Allow []netip.Prefix
 	// KeyDir holds the seeds of the logs' keys, <log>.seed, and HighWaterDir their high-water records. If KeyDir is
@@ -83,6 +85,9 @@ type Worker struct {
 func Run(ctx context.Context, config Config) error {
 	if config.MaxInFlight == 0 {
 		config.MaxInFlight = 200
+	}
+	if config.DisableAfter == 0 {
+		config.DisableAfter = defaultDisableAfter
 	}
 	w := &Worker{config: config, metrics: newMetrics(config.Metrics), interrupt: make(chan struct{})}
 	if err := w.connect(ctx); err != nil {
@@ -169,6 +174,7 @@ func (w *Worker) serve(ctx context.Context) {
 	loops.Go(func() { sweeper.Run(ctx) })
 	loops.Go(func() { w.listen(ctx) })
 	loops.Go(func() { w.maintain(ctx) })
+	loops.Go(func() { w.watchCircuits(ctx) })
 	w.config.Log.Info("worker started", zap.String("temporal", w.config.Temporal.HostPort))
 
 	<-ctx.Done()

@@ -79,7 +79,7 @@ func (d *deliverer) run(ctx workflow.Context) (DeliverResult, error) {
 		case sent.Moved:
 			return d.end(ctx, OutcomeSuperseded)
 		case sent.Held:
-			return d.park(ctx, sent.Unused)
+			return d.park(ctx, sent)
 		}
 		progress, err := d.recorded(ctx, sent)
 		if err != nil {
@@ -152,11 +152,11 @@ func (d *deliverer) wait(ctx workflow.Context, delay time.Duration) error {
 	}).Get(ctx, nil)
 }
 
-// park puts a delivery whose destination is held back into the queue, where it waits at no cost. It is due at once: nobody
-// claims it while its destination is held, and it goes out as soon as it isn't.
-func (d *deliverer) park(ctx workflow.Context, unused bool) (DeliverResult, error) {
+// park puts a delivery whose destination is held, or has an open circuit, back into the queue, where it waits at no cost. One
+// that is held is due at once: nobody claims it while its destination is, and it goes out as soon as it isn't.
+func (d *deliverer) park(ctx workflow.Context, sent activities.SendResult) (DeliverResult, error) {
 	var a *activities.Activities
-	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Unused: unused}
+	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Delay: sent.Wait, Unused: sent.Unused}
 	if err := workflow.ExecuteActivity(recordOptions(ctx), a.Requeue, in).Get(ctx, nil); err != nil {
 		return DeliverResult{}, err
 	}

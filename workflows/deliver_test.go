@@ -171,6 +171,15 @@ func TestACanceledDeliveryEnds(t *testing.T) {
 	}
 }
 
+// What an open circuit holds is due when that may be probed.
+func TestADeliveryWaitsInTheQueueForItsCircuit(t *testing.T) {
+	t.Parallel()
+	c := newCarrier(t, answered(activities.SendResult{Held: true, Unused: true, Wait: 17 * time.Second}))
+	c.onRequeue(0)
+	require.Equal(t, workflows.DeliverResult{Outcome: workflows.OutcomeParked}, c.run(t, localInput()))
+	require.Equal(t, []activities.RequeueInput{{DeliveryID: "dlv_1", Attempt: 1, Delay: 17 * time.Second, Unused: true}}, c.requeued)
+}
+
 func TestADeliveryThatIsElsewhereIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	c := newCarrier(t, answered(activities.SendResult{Moved: true}))

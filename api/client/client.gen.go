@@ -17,6 +17,27 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for CircuitState.
+const (
+	Closed   CircuitState = "closed"
+	HalfOpen CircuitState = "half_open"
+	Open     CircuitState = "open"
+)
+
+// Valid indicates whether the value is a known member of the CircuitState enum.
+func (e CircuitState) Valid() bool {
+	switch e {
+	case Closed:
+		return true
+	case HalfOpen:
+		return true
+	case Open:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for DuplicatesSource.
 const (
 	DuplicatesSourceContent DuplicatesSource = "content"
@@ -373,6 +394,55 @@ type AttemptLeaf struct {
 	Sealed bool `json:"sealed"`
 }
 
+// Circuit Whether the destination is sent to, as all workers see it.
+type Circuit struct {
+	// FailingSince The first failure after which nothing succeeded. Absent if the last outcome was a success.
+	FailingSince *time.Time `json:"failing_since,omitempty"`
+
+	// LastFailureAt The last failure since the destination was created, changed, resumed or enabled.
+	LastFailureAt *time.Time `json:"last_failure_at,omitempty"`
+
+	// OpenedAt When it last opened. Absent while it is closed.
+	OpenedAt *time.Time `json:"opened_at,omitempty"`
+
+	// ProbeAt From when on the next delivery may try; while one does, when it counts as lost. Absent while it is closed.
+	ProbeAt *time.Time `json:"probe_at,omitempty"`
+
+	// Settings When nothing is sent to the destination for a while because its receiver keeps failing. Failures are network
+	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
+	// up no attempt.
+	Settings CircuitSettings `json:"settings"`
+
+	// State `closed`: it is. `open`: nothing is sent. `half_open`: one delivery at a time finds out whether its receiver works again.
+	State CircuitState `json:"state"`
+}
+
+// CircuitState `closed`: it is. `open`: nothing is sent. `half_open`: one delivery at a time finds out whether its receiver works again.
+type CircuitState string
+
+// CircuitSettings When nothing is sent to the destination for a while because its receiver keeps failing. Failures are network
+// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
+// up no attempt.
+type CircuitSettings struct {
+	// FailuresInRow So many failures one after the other open the circuit.
+	FailuresInRow *int `json:"failures_in_row,omitempty"`
+
+	// FailuresOfLast10 So many failures among the last 10 outcomes open it too.
+	FailuresOfLast10 *int `json:"failures_of_last_10,omitempty"`
+
+	// Off true: the circuit never opens. Then it is the only setting.
+	Off *bool `json:"off,omitempty"`
+
+	// OpenMs How long nothing is sent before one delivery tries.
+	OpenMs *int64 `json:"open_ms,omitempty"`
+
+	// RampPerSecond How many deliveries each worker begins in the first second after that. It doubles each second, for ten seconds; then there is no limit.
+	RampPerSecond *int `json:"ramp_per_second,omitempty"`
+
+	// Successes So many deliveries, tried one at a time, must succeed to close it.
+	Successes *int `json:"successes,omitempty"`
+}
+
 // ConsistencyProof defines model for ConsistencyProof.
 type ConsistencyProof struct {
 	ConsistencyProof []string `json:"consistency_proof"`
@@ -443,10 +513,15 @@ type DeliverySummary struct {
 
 // Destination defines model for Destination.
 type Destination struct {
-	CreatedAt      time.Time  `json:"created_at"`
-	DisabledAt     *time.Time `json:"disabled_at,omitempty"`
-	DisabledReason *string    `json:"disabled_reason,omitempty"`
-	EndpointID     string     `json:"endpoint_id"`
+	// Circuit Whether the destination is sent to, as all workers see it.
+	Circuit    Circuit    `json:"circuit"`
+	CreatedAt  time.Time  `json:"created_at"`
+	DisabledAt *time.Time `json:"disabled_at,omitempty"`
+
+	// DisabledReason Why nothing is sent to it any more: `gone` (it answered 410), or `failing` (every attempt failed for so long as
+	// the worker's `DESTINATION_DISABLE_AFTER` says). What waits for it stays in the queue.
+	DisabledReason *string `json:"disabled_reason,omitempty"`
+	EndpointID     string  `json:"endpoint_id"`
 
 	// HeaderNames The names of the configured headers; their values aren't shown.
 	HeaderNames []string   `json:"header_names"`
@@ -738,6 +813,11 @@ type Lane string
 
 // NewDestination defines model for NewDestination.
 type NewDestination struct {
+	// Circuit When nothing is sent to the destination for a while because its receiver keeps failing. Failures are network
+	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
+	// up no attempt.
+	Circuit *CircuitSettings `json:"circuit,omitempty"`
+
 	// Headers Up to 50 headers to add to every request, such as the receiver's credentials. Their values are never shown
 	// again.
 	Headers *map[string]string `json:"headers,omitempty"`

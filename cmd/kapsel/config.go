@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/caarlos0/env/v11"
 	"go.uber.org/zap/zapcore"
@@ -45,6 +46,8 @@ type Config struct {
 
 	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"200" for:"worker" help:"How many claimed deliveries of a worker may wait for the record of their first attempt, 1 to 10000."`
 
+	DestinationDisableAfter time.Duration `env:"DESTINATION_DISABLE_AFTER" envDefault:"120h" for:"worker" help:"How long every attempt to a destination must fail before it is disabled, such as 120h or 90m: 1m or more, or 0 for never. What waits for it stays in the queue, and goes on when it is enabled again. The same for all workers."`
+
 	MetricsAddr string `env:"METRICS_ADDR" for:"worker" help:"Where Prometheus finds the worker's metrics, at /metrics: host:port, or :port for all addresses. Default: nowhere."`
 
 	LogKeyDir string `env:"LOG_KEY_DIR" for:"worker log" help:"A directory with the seeds of the logs' keys, which belongs into a backup. A worker without it delivers but seals nothing; then others must. Default: none."`
@@ -66,6 +69,14 @@ func (n *networks) UnmarshalText(text []byte) error {
 		*n = append(*n, prefix)
 	}
 	return nil
+}
+
+// disableAfter is DESTINATION_DISABLE_AFTER as the worker takes it: there 0 is the default, and less means never.
+func (c *Config) disableAfter() time.Duration {
+	if c.DestinationDisableAfter == 0 {
+		return -1
+	}
+	return c.DestinationDisableAfter
 }
 
 // readConfig reads the environment given as KEY=value.
@@ -94,6 +105,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("DATABASE_MAX_CONNS is %d; allowed are 2 to 1000", c.DatabaseMaxConns)
 	case c.MaxInFlight < 1 || c.MaxInFlight > 10000:
 		return fmt.Errorf("MAX_IN_FLIGHT is %d; allowed are 1 to 10000", c.MaxInFlight)
+	case c.DestinationDisableAfter != 0 && c.DestinationDisableAfter < time.Minute:
+		return fmt.Errorf("DESTINATION_DISABLE_AFTER is %s; allowed are 1m and more, and 0 for never", c.DestinationDisableAfter)
 	case (c.LogKeyDir == "") != (c.LogHighWaterDir == ""):
 		return errors.New("LOG_KEY_DIR and LOG_HIGH_WATER_DIR go together; set both or neither")
 	}

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/client"
@@ -32,17 +33,27 @@ func TestConfigNamesTheVariableThatIsWrong(t *testing.T) {
 	t.Parallel()
 	const database = "DATABASE_URL=postgres://k:s3cret@db/kapsel"
 	for name, environ := range map[string][]string{
-		"DATABASE_URL":        {},
-		"LOG_LEVEL":           {database, "LOG_LEVEL=loud"},
-		"MAX_IN_FLIGHT":       {database, "MAX_IN_FLIGHT=many"},
-		"ALLOW_NETWORKS":      {database, "ALLOW_NETWORKS=10.0.0.0"},
-		"DATABASE_MAX_CONNS":  {database, "DATABASE_MAX_CONNS=1"},
-		"LOG_KEY_DIR":         {database, "LOG_KEY_DIR=/keys"},
-		"DATABASE_DIRECT_URL": {database, "DATABASE_DIRECT_URL=mysql://s3cret@db"},
+		"DATABASE_URL":              {},
+		"LOG_LEVEL":                 {database, "LOG_LEVEL=loud"},
+		"MAX_IN_FLIGHT":             {database, "MAX_IN_FLIGHT=many"},
+		"ALLOW_NETWORKS":            {database, "ALLOW_NETWORKS=10.0.0.0"},
+		"DATABASE_MAX_CONNS":        {database, "DATABASE_MAX_CONNS=1"},
+		"DESTINATION_DISABLE_AFTER": {database, "DESTINATION_DISABLE_AFTER=59s"},
+		"LOG_KEY_DIR":               {database, "LOG_KEY_DIR=/keys"},
+		"DATABASE_DIRECT_URL":       {database, "DATABASE_DIRECT_URL=mysql://s3cret@db"},
 	} {
 		_, err := readConfig(environ)
 		require.ErrorContains(t, err, name)
 		require.NotContains(t, err.Error(), "s3cret")
+	}
+}
+
+func TestDisableAfter(t *testing.T) {
+	t.Parallel()
+	for set, want := range map[string]time.Duration{"": 5 * 24 * time.Hour, "DESTINATION_DISABLE_AFTER=90m": 90 * time.Minute, "DESTINATION_DISABLE_AFTER=0": -1} {
+		config, err := readConfig([]string{"DATABASE_URL=postgres://k:s@db/kapsel", set})
+		require.NoError(t, err)
+		require.Equal(t, want, config.disableAfter(), set)
 	}
 }
 

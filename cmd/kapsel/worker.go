@@ -55,6 +55,7 @@ claims nothing more, gives requests in flight 8 s, signs what was recorded, and 
 				DirectURL:    config.DatabaseDirectURL,
 				Temporal:     options,
 				MaxInFlight:  config.MaxInFlight,
+				DisableAfter: config.disableAfter(),
 				Allow:        config.AllowNetworks,
 				KeyDir:       config.LogKeyDir,
 				HighWaterDir: config.LogHighWaterDir,

@@ -287,10 +287,15 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	lane := client.Lane(r.Lane)
+	var circuit *client.CircuitSettings // the default, unless receivers fail on purpose: that is about retries
+	if r.Fail > 0 {
+		off := true
+		circuit = &client.CircuitSettings{Off: &off}
+	}
 	for i := range r.Destinations {
 		answer, err := r.api.CreateEndpointWithResponse(ctx, client.NewEndpoint{
 			Name: fmt.Sprintf("bench %d", i), Verification: client.Verification{Scheme: client.VerificationSchemeNone}, Lane: &lane,
-			Destinations: []client.NewDestination{{URL: fmt.Sprintf("%s/%d", r.receiver.url, i)}},
+			Destinations: []client.NewDestination{{URL: fmt.Sprintf("%s/%d", r.receiver.url, i), Circuit: circuit}},
 		})
 		if err != nil {
 			return err

@@ -38,6 +38,7 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	retries := client.Schedule{Type: ptr(client.ScheduleTypeList), DelaysMs: &[]int64{250, 500, 1000}}
+	never := client.CircuitSettings{Off: ptr(true)} // else a receiver that keeps failing would be left alone for 30 s
 	answer, err := r.api.CreateEndpointWithResponse(ctx, client.NewEndpoint{
 		Name:         "GitHub",
 		Verification: client.Verification{Scheme: client.VerificationSchemeGithub},
@@ -45,8 +46,8 @@ func (r *run) prepare(ctx context.Context) error {
 		Duplicates:   &client.Duplicates{Source: ptr(client.DuplicatesSourceHeader), Header: ptr("X-GitHub-Delivery")},
 		Destinations: []client.NewDestination{
 			{URL: r.receivers.healthy.url, Schedule: &retries},
-			{URL: r.receivers.flaky.url, Schedule: &retries},
-			{URL: r.receivers.dead.url, Schedule: &retries},
+			{URL: r.receivers.flaky.url, Schedule: &retries, Circuit: &never},
+			{URL: r.receivers.dead.url, Schedule: &retries, Circuit: &never},
 		},
 	})
 	if err != nil {

@@ -170,8 +170,10 @@ func (q *Queries) DeliveryExists(ctx context.Context, id uuid.UUID) (uuid.UUID, 
 const destinationsOf = `-- name: DestinationsOf :many
 select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule,
     array(select h from jsonb_object_keys(d.headers) h order by h)::text[] as header_names,
-    d.paused_at, d.disabled_at, d.disabled_reason, d.created_at
+    d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
+    d.circuit, coalesce(c.state, 'closed') as circuit_state, c.opened_at, c.probe_until, c.failing_since, c.failed_at
 from destinations d
+left join circuits c on c.destination_id = d.id
 where d.endpoint_id = any($1::uuid[]) and d.deleted_at is null
 order by d.id
 `
@@ -188,6 +190,12 @@ type DestinationsOfRow struct {
 	DisabledAt     *time.Time
 	DisabledReason *string
 	CreatedAt      time.Time
+	Circuit        json.RawMessage
+	CircuitState   string
+	OpenedAt       *time.Time
+	ProbeUntil     *time.Time
+	FailingSince   *time.Time
+	FailedAt       *time.Time
 }
 
 func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]DestinationsOfRow, error) {
@@ -211,6 +219,12 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 			&i.DisabledAt,
 			&i.DisabledReason,
 			&i.CreatedAt,
+			&i.Circuit,
+			&i.CircuitState,
+			&i.OpenedAt,
+			&i.ProbeUntil,
+			&i.FailingSince,
+			&i.FailedAt,
 		); err != nil {
 			return nil, err
 		}
@@ -302,8 +316,8 @@ func (q *Queries) GetPayload(ctx context.Context, id uuid.UUID) (GetPayloadRow, 
 }
 
 const insertDestination = `-- name: InsertDestination :one
-insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
+insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 returning created_at
 `
 
@@ -316,6 +330,7 @@ type InsertDestinationParams struct {
 	TimeoutMs  int32
 	Schedule   json.RawMessage
 	Headers    json.RawMessage
+	Circuit    json.RawMessage
 }
 
 func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationParams) (time.Time, error) {
@@ -328,6 +343,7 @@ func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationPa
 		arg.TimeoutMs,
 		arg.Schedule,
 		arg.Headers,
+		arg.Circuit,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)

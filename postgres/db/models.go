@@ -73,10 +73,17 @@ type Circuit struct {
 	TenantID      uuid.UUID
 	State         string
 	Ring          int64
-	OpenedAt      *time.Time
-	ProbeUntil    *time.Time
-	ProbeToken    *uuid.UUID
-	Successes     int32
+	// when the circuit last opened; null while it is closed
+	OpenedAt *time.Time
+	// from when on a probe may be won; while one is under way, when it counts as lost
+	ProbeUntil *time.Time
+	ProbeToken *uuid.UUID
+	Successes  int32
+	// when the circuit closed, after which traffic grows; null if it was never open
+	ClosedAt *time.Time
+	// the first failure after which nothing succeeded, and failed_at the last one
+	FailingSince *time.Time
+	FailedAt     *time.Time
 }
 
 type Dedup struct {
