@@ -19,6 +19,8 @@ type Activities struct {
 	Recorder *Recorder
 	// Alive reports whether this worker's lease still holds; without it nothing may be sent.
 	Alive func() bool
+	// Permits are taken by every send.
+	Permits *Permits
 	// Latencies is told how long each request took.
 	Latencies *Latencies
 	// Interrupt is closed when requests in flight must end, because the worker stops.
@@ -42,6 +44,8 @@ type SendResult struct {
 	Held bool
 	// Unused (of a held one): the start that the claim counted was this one's, so nothing was sent for it.
 	Unused bool
+	// Wait (of a held one) is how long it waits in the queue, if the workflow's own default isn't meant: it got no permit.
+	Wait time.Duration
 	// Progress is where the delivery stands, once the attempt is recorded.
 	Progress *Progress
 	// Unrecorded is the outcome of a request that was sent and could not be recorded in time; RecordAttempt does it.

@@ -184,10 +184,13 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 
 // attempt sends one delivery once there is a place at its destination, and records it.
 func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
-	if !b.mayBegin(ctx, row, to) {
+	permit := b.mayBegin(ctx, row, to)
+	if permit == nil {
 		return
 	}
+	defer permit.Return() // whatever happens
 	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload})
+	permit.Return()
 	<-to.places
 	if err != nil {
 		b.putOff(row, heldDelay) // no request could be made of it
@@ -198,8 +201,8 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 		Outcome: outcome, Response: response, Commitment: &row.Payload.Commitment})
 }
 
-// mayBegin decides whether a delivery is sent by this batch; if not it was put off.
-func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) bool {
+// mayBegin decides whether a delivery is sent by this batch, and returns its permit; if not it was put off.
+func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) *Permit {
 	defer b.decided.Done()
 	switch {
 	case to.target == nil || to.Held:
@@ -207,9 +210,31 @@ func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTa
 	case !b.begin(ctx, to):
 		b.putOff(row, 0)
 	default:
-		return true
+		permit := b.permit(ctx, row, to)
+		if permit == nil {
+			<-to.places
+			b.putOff(row, noPermitDelay)
+		}
+		return permit
 	}
-	return false
+	return nil
+}
+
+// permit takes a permit, as soon as there is one while the batch sends. nil: there was none.
+func (b *batch) permit(ctx context.Context, row postgres.BatchRow, to *batchTarget) *Permit {
+	for b.Permits.Usable(to.Limits, to.Timeout) && time.Now().Before(b.until) && ctx.Err() == nil && b.Alive() {
+		permit, ok := b.Permits.Take(Send{
+			Destination: to.ID, Delivery: row.DeliveryID, Limits: to.Limits, Timeout: to.Timeout, Claimed: true})
+		if ok {
+			return permit
+		}
+		select {
+		case <-b.over:
+		case <-ctx.Done():
+		case <-time.After(permitAgain):
+		}
+	}
+	return nil
 }
 
 // begin takes a place at the destination. It reports false if the batch's time is over, or the worker may not send.

@@ -31,6 +31,9 @@ func (a *Activities) Requeue(ctx context.Context, in RequeueInput) error {
 	if in.Unused {
 		unused = 1
 	}
-	_, err = postgres.Requeue(ctx, a.DB, delivery, in.Epoch, in.Attempt, in.Delay, unused)
-	return err
+	if _, err = postgres.Requeue(ctx, a.DB, delivery, in.Epoch, in.Attempt, in.Delay, unused); err != nil {
+		return err
+	}
+	a.Recorder.released(delivery)
+	return nil
 }

@@ -68,10 +68,16 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)
 	}
+	permit, ok := a.Permits.Take(Send{Destination: to.ID, Delivery: deliveryID, Limits: to.Limits, Timeout: to.Timeout, Claimed: in.Counted})
+	if !ok {
+		return SendResult{Held: true, Unused: counted, Wait: noPermitDelay}, nil
+	}
+	defer permit.Return() // whatever happens
 	stop := heartbeat(ctx)
 	sendCtx, cancel := a.interruptible(ctx)
 	defer cancel()
 	outcome, response, err := a.request(sendCtx, to, sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload})
+	permit.Return()
 	stop()
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)

@@ -167,7 +167,8 @@ const destinationsSQL = `
 select t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
     array(select s.secret from destination_secrets s
           where s.destination_id = t.id and (s.expires_at is null or s.expires_at > now()) order by s.id desc),
-    t.paused_at is not null or t.disabled_at is not null or t.deleted_at is not null
+    t.paused_at is not null or t.disabled_at is not null or t.deleted_at is not null,
+    coalesce(t.max_concurrency, 0), coalesce(t.rate_per_second, 0)
 from destinations t where t.id = any($1)`
 
 // LoadDestinations reads destinations.
@@ -187,7 +188,8 @@ func LoadDestinations(ctx context.Context, pool *pgxpool.Pool, ids []uuid.UUID) 
 func readDestinations(rows pgx.Rows, found map[uuid.UUID]*Destination) error {
 	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d Destination, err error) {
 		var timeoutMS int
-		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held)
+		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held,
+			&d.MaxConcurrency, &d.RatePerSecond)
 		d.Timeout = time.Duration(timeoutMS) * time.Millisecond
 		found[d.ID] = &d
 		return d, err

@@ -12,10 +12,11 @@ import (
 
 // DueDestination is a destination with at least one delivery due that nobody carries.
 type DueDestination struct {
-	ID             uuid.UUID
-	TenantID       uuid.UUID
-	MaxConcurrency int // 0: no limit
-	Lane           Lane
+	ID       uuid.UUID
+	TenantID uuid.UUID
+	Lane     Lane
+	Limits
+	Timeout time.Duration
 }
 
 // Lane is how a delivery is carried: by a workflow of its own, or as one row of a batch. For an endpoint also Auto.
@@ -39,7 +40,7 @@ with recursive waiting as (
             where q.claim_id is null and q.destination_id > w.destination_id order by q.destination_id limit 1)
     from waiting w where w.destination_id is not null
 )
-select d.id, d.tenant_id, coalesce(d.max_concurrency, 0), e.lane
+select d.id, d.tenant_id, e.lane, coalesce(d.max_concurrency, 0), coalesce(d.rate_per_second, 0), d.timeout_ms
 from waiting w
 join destinations d on d.id = w.destination_id
 join endpoints e on e.id = d.endpoint_id
@@ -56,7 +57,9 @@ func DueDestinations(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, l
 		return nil, fmt.Errorf("list due destinations: %w", err)
 	}
 	due, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d DueDestination, err error) {
-		err = row.Scan(&d.ID, &d.TenantID, &d.MaxConcurrency, &d.Lane)
+		var timeoutMS int
+		err = row.Scan(&d.ID, &d.TenantID, &d.Lane, &d.MaxConcurrency, &d.RatePerSecond, &timeoutMS)
+		d.Timeout = time.Duration(timeoutMS) * time.Millisecond
 		return d, err
 	})
 	if err != nil {

@@ -39,6 +39,7 @@ type Destination struct {
 	ExtraHeaders json.RawMessage
 	SigningKeys  [][]byte // newest first; empty: not signed
 	Held         bool     // paused, disabled or removed: nothing may be sent
+	Limits
 }
 
 // ErrMoved means that the delivery isn't (any longer) where the caller thinks: another carrier has it, or it is over.

@@ -79,7 +79,7 @@ func (d *deliverer) run(ctx workflow.Context) (DeliverResult, error) {
 		case sent.Moved:
 			return d.end(ctx, OutcomeSuperseded)
 		case sent.Held:
-			return d.park(ctx, sent.Unused)
+			return d.park(ctx, sent)
 		}
 		progress, err := d.recorded(ctx, sent)
 		if err != nil {
@@ -152,10 +152,13 @@ func (d *deliverer) wait(ctx workflow.Context, delay time.Duration) error {
 	}).Get(ctx, nil)
 }
 
-// park puts a delivery whose destination is held back into the queue, where it waits at no cost.
-func (d *deliverer) park(ctx workflow.Context, unused bool) (DeliverResult, error) {
+// park puts a delivery whose destination is held, or allows no more for now, back into the queue, where it waits at no cost.
+func (d *deliverer) park(ctx workflow.Context, sent activities.SendResult) (DeliverResult, error) {
 	var a *activities.Activities
-	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Delay: heldDelay, Unused: unused}
+	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Delay: heldDelay, Unused: sent.Unused}
+	if sent.Wait > 0 {
+		in.Delay = sent.Wait
+	}
 	if err := workflow.ExecuteActivity(recordOptions(ctx), a.Requeue, in).Get(ctx, nil); err != nil {
 		return DeliverResult{}, err
 	}
