@@ -222,7 +222,7 @@ func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTa
 
 // permit takes a permit, as soon as there is one while the batch sends. nil: there was none.
 func (b *batch) permit(ctx context.Context, row postgres.BatchRow, to *batchTarget) *Permit {
-	for b.Permits.Usable(to.Limits, to.Timeout) && time.Now().Before(b.until) && ctx.Err() == nil && b.Alive() {
+	for b.Permits.Usable(to.Limits, to.Timeout) {
 		permit, ok := b.Permits.Take(Send{
 			Destination: to.ID, Delivery: row.DeliveryID, Limits: to.Limits, Timeout: to.Timeout, Claimed: true})
 		if ok {
@@ -232,6 +232,9 @@ func (b *batch) permit(ctx context.Context, row postgres.BatchRow, to *batchTarg
 		case <-b.over:
 		case <-ctx.Done():
 		case <-time.After(permitAgain):
+		}
+		if !time.Now().Before(b.until) || ctx.Err() != nil || !b.Alive() {
+			break
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -191,7 +192,7 @@ func (d *Dispatcher) due(ctx context.Context) (due []postgres.DueDestination, wr
 func (d *Dispatcher) claimSingles(ctx context.Context, worker uuid.UUID, due []postgres.DueDestination) (int, error) {
 	var elastic, fixed []postgres.DueDestination
 	for _, destination := range due {
-		if destination.Lane == postgres.LaneAuto && !d.slow(destination.ID) && !d.places.permits.Stalls(destination.ID) {
+		if destination.Lane == postgres.LaneAuto {
 			elastic = append(elastic, destination)
 		} else {
 			fixed = append(fixed, destination)
@@ -216,7 +217,7 @@ func (d *Dispatcher) claimSingles(ctx context.Context, worker uuid.UUID, due []p
 	if free > 0 {
 		d.full = n == free
 	}
-	if len(elastic) == 0 {
+	if !slices.ContainsFunc(elastic, d.batchable) {
 		d.lanes.claimedSingles(0, 1) // nothing waits that could be carried otherwise
 	} else {
 		d.lanes.claimedSingles(n, min(free, d.places.offered))
@@ -265,11 +266,7 @@ func (d *Dispatcher) claimBatch(ctx context.Context, worker uuid.UUID, due []pos
 
 // claimShares claims a fair share for each tenant and destination.
 func (d *Dispatcher) claimShares(ctx context.Context, due []postgres.DueDestination, free int, r postgres.ClaimRequest) ([]postgres.Claimed, error) {
-	places := d.limit
-	if r.Lane == postgres.LaneBatch {
-		places = mostBatched
-	}
-	for i, share := range d.places.share(due, d.carrying(r.Lane), r.Lane, places, free) {
+	for i, share := range d.places.share(due, d.carrying(r.Lane), d.size(r.Lane), free) {
 		if share > 0 {
 			r.Destinations, r.Quotas = append(r.Destinations, due[i].ID), append(r.Quotas, share)
 			r.DueAfter = append(r.DueAfter, d.marks.after(due[i].ID))

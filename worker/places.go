@@ -44,13 +44,14 @@ func (p *places) look(due []postgres.DueDestination) {
 
 // carrying is what a worker carries in one lane.
 type carrying struct {
+	lane    postgres.Lane
 	holds   map[uuid.UUID]int       // deliveries by destination
 	tenants map[uuid.UUID]uuid.UUID // of those destinations
 	hanging map[uuid.UUID]int       // deliveries by destination, of every lane, that must be waiting for their receiver
 }
 
 // share gives each due destination its part of the free ones of so many places.
-func (p *places) share(due []postgres.DueDestination, c carrying, lane postgres.Lane, places, free int) []int {
+func (p *places) share(due []postgres.DueDestination, c carrying, places, free int) []int {
 	held := delivery.Held[uuid.UUID]{ByTenant: map[uuid.UUID]int{}}
 	for destination, n := range c.holds {
 		if p.doubtful(destination, c) {
@@ -71,7 +72,7 @@ func (p *places) share(due []postgres.DueDestination, c carrying, lane postgres.
 		return delivery.Places(claimants, held, places, free)
 	}
 	for i, destination := range due {
-		claimants[i].Limit = p.allowed(destination, lane, free)
+		claimants[i].Limit = p.allowed(destination, c.lane, free)
 	}
 	shares := delivery.Places(claimants, held, places, free)
 	for i, n := range shares {
@@ -102,9 +103,22 @@ func (p *places) doubtful(destination uuid.UUID, c carrying) bool {
 	return p95 == 0 || p95 >= activities.Quick || c.hanging[destination] >= mostHanging || p.permits.Stalls(destination)
 }
 
+// size is how many places a lane has.
+func (d *Dispatcher) size(lane postgres.Lane) int {
+	if lane == postgres.LaneBatch {
+		return mostBatched
+	}
+	return d.limit
+}
+
+// batchable reports whether a destination's deliveries would be carried faster in batches, so that their waiting is a backlog.
+func (d *Dispatcher) batchable(destination postgres.DueDestination) bool {
+	return !d.slow(destination.ID) && !d.places.permits.Stalls(destination.ID)
+}
+
 // carrying counts what this worker carries in a lane.
 func (d *Dispatcher) carrying(lane postgres.Lane) carrying {
-	c := carrying{holds: map[uuid.UUID]int{}, tenants: map[uuid.UUID]uuid.UUID{}, hanging: map[uuid.UUID]int{}}
+	c := carrying{lane: lane, holds: map[uuid.UUID]int{}, tenants: map[uuid.UUID]uuid.UUID{}, hanging: map[uuid.UUID]int{}}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, f := range d.inFlight {

@@ -153,7 +153,7 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 const destinationsOf = `-- name: DestinationsOf :many
 select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule,
     array(select h from jsonb_object_keys(d.headers) h order by h)::text[] as header_names,
-    d.paused_at, d.disabled_at, d.disabled_reason, d.created_at
+    d.max_concurrency, d.rate_per_second, d.paused_at, d.disabled_at, d.disabled_reason, d.created_at
 from destinations d
 where d.endpoint_id = any($1::uuid[]) and d.deleted_at is null
 order by d.id
@@ -167,6 +167,8 @@ type DestinationsOfRow struct {
 	TimeoutMs      int32
 	Schedule       json.RawMessage
 	HeaderNames    []string
+	MaxConcurrency *int32
+	RatePerSecond  *int32
 	PausedAt       *time.Time
 	DisabledAt     *time.Time
 	DisabledReason *string
@@ -190,6 +192,8 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 			&i.TimeoutMs,
 			&i.Schedule,
 			&i.HeaderNames,
+			&i.MaxConcurrency,
+			&i.RatePerSecond,
 			&i.PausedAt,
 			&i.DisabledAt,
 			&i.DisabledReason,
@@ -283,20 +287,22 @@ func (q *Queries) GetPayload(ctx context.Context, id uuid.UUID) (GetPayloadRow, 
 }
 
 const insertDestination = `-- name: InsertDestination :one
-insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
+insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, max_concurrency, rate_per_second)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 returning created_at
 `
 
 type InsertDestinationParams struct {
-	ID         uuid.UUID
-	TenantID   uuid.UUID
-	EndpointID uuid.UUID
-	Url        string
-	SecretPath bool
-	TimeoutMs  int32
-	Schedule   json.RawMessage
-	Headers    json.RawMessage
+	ID             uuid.UUID
+	TenantID       uuid.UUID
+	EndpointID     uuid.UUID
+	Url            string
+	SecretPath     bool
+	TimeoutMs      int32
+	Schedule       json.RawMessage
+	Headers        json.RawMessage
+	MaxConcurrency *int32
+	RatePerSecond  *int32
 }
 
 func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationParams) (time.Time, error) {
@@ -309,6 +315,8 @@ func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationPa
 		arg.TimeoutMs,
 		arg.Schedule,
 		arg.Headers,
+		arg.MaxConcurrency,
+		arg.RatePerSecond,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)

@@ -290,4 +290,5 @@ type Worker struct {
 	AliveUntil time.Time
 	StartedAt  time.Time
 	Host       string
+	Counted    []uuid.UUID
 }
