@@ -26,7 +26,7 @@ const (
 	defaultTimeoutMS = 30_000
 	minTimeoutMS     = 100
 	maxTimeoutMS     = 120_000
-	mostAllowed         = 10_000 // of concurrency and rate
+	mostAllowed      = 10_000 // of concurrency and rate
 )
 
 // newDestination is a request to create a destination that was found to be right.
