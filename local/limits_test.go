@@ -132,6 +132,13 @@ func TestADestinationThatHangsHoldsUpNobodyInAnyLane(t *testing.T) {
 			late := s.createLane(t, lane, client.NewDestination{URL: fresh.URL})
 			s.mustIngest(t, late, "a new one")
 			s.awaitDelivered(t, late.Destinations[0], 1)
+			if n := s.to(t, stuck.Destinations[0], "next_attempt > 1"); n > 0 {
+				rows, _ := s.db.Query(t.Context(), "select outcome, error, response_status, count(*), min(duration_ms), max(duration_ms) from attempts group by 1,2,3")
+				for rows.Next() {
+					v, _ := rows.Values()
+					t.Log(v...)
+				}
+			}
 			require.Zero(t, s.to(t, stuck.Destinations[0], "next_attempt > 1"), "it hangs all the time")
 			require.Less(t, len(hanging.counts()), 1200)
 			release()
