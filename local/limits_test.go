@@ -124,7 +124,7 @@ func TestADestinationThatHangsHoldsUpNobodyInAnyLane(t *testing.T) {
 			s.awaitDelivered(t, other.Destinations[0], 1)
 			stuck := s.createLane(t, lane, client.NewDestination{URL: hanging.URL, TimeoutMs: &twoMinutes})
 			s.burst(t, stuck, 1200)
-			require.Eventually(t, func() bool { return len(hanging.counts()) >= 50 }, time.Minute, 20*time.Millisecond, "it has what it can get")
+			require.Eventually(t, func() bool { return len(hanging.counts()) >= 25 }, time.Minute, 20*time.Millisecond, "it has what it can get")
 			for i := range 20 {
 				s.mustIngest(t, other, fmt.Sprint("others ", i))
 				s.awaitDelivered(t, other.Destinations[0], i+2)
@@ -132,13 +132,6 @@ func TestADestinationThatHangsHoldsUpNobodyInAnyLane(t *testing.T) {
 			late := s.createLane(t, lane, client.NewDestination{URL: fresh.URL})
 			s.mustIngest(t, late, "a new one")
 			s.awaitDelivered(t, late.Destinations[0], 1)
-			if n := s.to(t, stuck.Destinations[0], "next_attempt > 1"); n > 0 {
-				rows, _ := s.db.Query(t.Context(), "select outcome, error, response_status, count(*), min(duration_ms), max(duration_ms) from attempts group by 1,2,3")
-				for rows.Next() {
-					v, _ := rows.Values()
-					t.Log(v...)
-				}
-			}
 			require.Zero(t, s.to(t, stuck.Destinations[0], "next_attempt > 1"), "it hangs all the time")
 			require.Less(t, len(hanging.counts()), 1200)
 			release()

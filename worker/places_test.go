@@ -43,10 +43,10 @@ func TestDispatcherKeepsPlacesForOthersWhenADestinationHangs(t *testing.T) {
 					d.latencies.Add(hangs, 30*time.Second)
 				}
 				d.look(t, 5)
-				require.Equal(t, size/4, d.claimedOf(hangs))
+				require.InDelta(t, size/6, d.claimedOf(hangs), 1)
 				quick := d.accept(t, size, lane, 0)
 				d.look(t, 8)
-				require.Equal(t, size/4, d.claimedOf(hangs))
+				require.InDelta(t, size/6, d.claimedOf(hangs), 1)
 				// A batch begins only if it may be a full one.
 				require.GreaterOrEqual(t, d.claimedOf(quick), size/2)
 				require.LessOrEqual(t, len(d.inFlight), size)
@@ -65,17 +65,17 @@ func TestDispatcherNoticesThatADestinationBeginsToHang(t *testing.T) {
 		}
 		pass(activities.Quick)
 		d.look(t, 5)
-		require.Equal(t, 50, d.claimedOf(destination))
+		require.InDelta(t, 200/6, d.claimedOf(destination), 1)
 	})
 }
 
-// A destination of which nothing is known gets half of what those may have that aren't known to be quick, until it answers.
+// A destination of which nothing is known is taken for one that may hang, until it answers.
 func TestDispatcherDoesNotTrustANewDestination(t *testing.T) {
 	dispatching(t, 200, func(t *testing.T, d *dispatchTest) {
 		fresh := d.accept(t, 400, postgres.LaneWorkflow, 0)
 		d.places.latencies = activities.NewLatencies()
 		d.look(t, 3)
-		require.Equal(t, 50, d.claimedOf(fresh))
+		require.InDelta(t, 200/6, d.claimedOf(fresh), 1)
 		d.places.latencies.Add(fresh, 20*time.Millisecond)
 		d.look(t, 2)
 		require.Equal(t, 200, d.claimedOf(fresh), "now it may have all, as nobody else waits")
