@@ -147,3 +147,19 @@ func TestBatchPutsBackWhatThisWorkerMayNotSend(t *testing.T) {
 	require.Empty(t, limited.got())
 	require.Len(t, healthy.got(), 5)
 }
+
+// Nor does a panic keep a permit.
+func TestPermitsComeBackFromAPanic(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	destination := b.addDestination(t, "https://example.com/in")
+	b.limit(t, destination, 1, 0)
+	delivery := b.accept(t, 1, destination)[0]
+	b.claim(t, 1, destination)
+	a := b.sender(t)
+	a.Client = nil
+	_, err := send(t, a, first(delivery))
+	require.ErrorContains(t, err, "nil pointer")
+	_, ok := a.Permits.Take(activities.Send{Destination: destination, Limits: postgres.Limits{MaxConcurrency: 1}, Claimed: true})
+	require.True(t, ok)
+}
