@@ -19,6 +19,8 @@ type Activities struct {
 	Recorder *Recorder
 	// Alive reports whether this worker's lease still holds; without it nothing may be sent.
 	Alive func() bool
+	// Permits are taken by every send.
+	Permits *Permits
 	// Latencies is told how long each request took.
 	Latencies *Latencies
 	// Interrupt is closed when requests in flight must end, because the worker stops.
@@ -41,9 +43,9 @@ type SendResult struct {
 	// Canceled: nothing was sent, and the delivery is over, as is recorded: its destination was deleted. (Progress or Moved
 	// says so too, to a worker of the version before.)
 	Canceled bool `json:",omitempty"`
-	// Held: nothing was sent, because the destination is paused or disabled, or its circuit is open.
+	// Held: nothing was sent, because the destination is paused or disabled, its circuit is open, or it allows no more now.
 	Held bool
-	// Wait (of one that a circuit holds) is how long the delivery is to wait in the queue.
+	// Wait (of a held one) is how long the delivery is to wait in the queue; 0: it is due at once.
 	Wait time.Duration
 	// Unused (of a held one): the start that the claim counted was this one's, so nothing was sent for it.
 	Unused bool

@@ -190,11 +190,13 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 		b.cancel(ctx, row, to)
 		return
 	}
-	probe, begins := b.mayBegin(ctx, row, to)
-	if !begins {
+	permit, probe := b.mayBegin(ctx, row, to)
+	if permit == nil {
 		return
 	}
+	defer permit.Return() // whatever happens
 	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload, Probe: probe})
+	permit.Return()
 	if err == nil && outcome.verdict().Failed {
 		defer func() { <-to.places }() // not before it is recorded: it may open the circuit, and then nobody follows
 	} else {
@@ -224,27 +226,54 @@ func (b *batch) cancel(ctx context.Context, row postgres.BatchRow, to *batchTarg
 	}
 }
 
-// mayBegin decides whether a delivery is sent by this batch, and as which probe of a circuit; if not it was put off.
-func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) (probe uuid.UUID, begins bool) {
+// mayBegin decides whether a delivery is sent by this batch, and returns its permit, and as which probe of a circuit it is
+// sent; without a permit it was put off. The permit comes first: a probe that was won and not sent would keep others away.
+func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) (permit *Permit, probe uuid.UUID) {
 	defer b.decided.Done()
 	switch {
 	case to.target == nil:
 		b.putOff(row, unusableDelay)
-		return uuid.Nil, false
+		return nil, uuid.Nil
 	case to.Held:
 		b.putOff(row, 0)
-		return uuid.Nil, false
+		return nil, uuid.Nil
 	case !b.begin(ctx, to):
 		b.putOff(row, 0)
-		return uuid.Nil, false
+		return nil, uuid.Nil
+	}
+	if permit = b.permit(ctx, row, to); permit == nil {
+		<-to.places
+		b.putOff(row, noPermitDelay)
+		return nil, uuid.Nil
 	}
 	probe, wait, err := b.passBatched(ctx, to.target)
 	if err != nil || wait > 0 { // an error: the queue gives it another try
+		permit.Return()
 		<-to.places
 		b.putOff(row, wait)
-		return uuid.Nil, false
+		return nil, uuid.Nil
 	}
-	return probe, true
+	return permit, probe
+}
+
+// permit takes a permit, as soon as there is one while the batch sends. nil: there was none.
+func (b *batch) permit(ctx context.Context, row postgres.BatchRow, to *batchTarget) *Permit {
+	for b.Permits.Usable(to.Limits, to.Timeout) {
+		permit, ok := b.Permits.Take(Send{
+			Destination: to.ID, Delivery: row.DeliveryID, Limits: to.Limits, Timeout: to.Timeout, Claimed: true})
+		if ok {
+			return permit
+		}
+		select {
+		case <-b.over:
+		case <-ctx.Done():
+		case <-time.After(permitAgain):
+		}
+		if !time.Now().Before(b.until) || ctx.Err() != nil || !b.Alive() {
+			break
+		}
+	}
+	return nil
 }
 
 // begin takes a place at the destination. It reports false if the batch's time is over, or the worker may not send.

@@ -132,6 +132,13 @@ func (b *testBundle) claimed(t testing.TB, n int) []uuid.UUID {
 	return deliveries
 }
 
+// permits are those of the bundle's worker, which knows of no other.
+func (b *testBundle) permits() *activities.Permits {
+	permits := activities.NewPermits(400, func() (uuid.UUID, bool) { return b.worker, true })
+	permits.Divide(activities.Division{Worker: b.worker, Joined: time.Now().Add(-time.Hour), Workers: []activities.Sharer{{ID: b.worker}}})
+	return permits
+}
+
 func (b *testBundle) recorder(t testing.TB) *activities.Recorder {
 	t.Helper()
 	r := activities.NewRecorder(activities.RecorderConfig{DB: b.engine})

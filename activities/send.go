@@ -71,6 +71,12 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)
 	}
+	permit, ok := a.Permits.Take(Send{Destination: to.ID, Delivery: deliveryID, Limits: to.Limits, Timeout: to.Timeout, Claimed: in.Counted})
+	if !ok {
+		return SendResult{Held: true, Unused: counted, Wait: noPermitDelay}, nil
+	}
+	defer permit.Return() // whatever happens
+	// After the permit: a probe that was won and not sent would keep others away.
 	probe, wait, err := a.passLoaded(ctx, to)
 	switch {
 	case err != nil:
@@ -82,6 +88,7 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	sendCtx, cancel := a.interruptible(ctx)
 	defer cancel()
 	outcome, response, err := a.request(sendCtx, to, sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload, Probe: probe})
+	permit.Return()
 	stop()
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)

@@ -87,7 +87,7 @@ func (b *testBundle) sender(t testing.TB) *activities.Activities {
 	t.Cleanup(loader.Close)
 	return &activities.Activities{
 		DB: b.engine, Client: client, Loader: loader, Recorder: b.recorder(t), Alive: func() bool { return true },
-		Latencies: activities.NewLatencies(), Interrupt: make(chan struct{}),
+		Latencies: activities.NewLatencies(), Permits: b.permits(), Interrupt: make(chan struct{}),
 	}
 }
 

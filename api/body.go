@@ -36,7 +36,7 @@ var bodies = map[string]reflect.Type{
 
 // checkBody reads a request's JSON before the generated code does and refuses what encoding/json would silently mend.
 func (s *Server) checkBody(c *gin.Context) {
-	if c.Request.Method == http.MethodGet || c.Request.Method == http.MethodDelete { // which take none
+	if c.Request.Method == http.MethodGet {
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, maxManagementBody))

@@ -26,6 +26,7 @@ const (
 	defaultTimeoutMS = 30_000
 	minTimeoutMS     = 100
 	maxTimeoutMS     = 120_000
+	mostAllowed      = 10_000 // of concurrency and rate
 )
 
 // newDestination is a request to create a destination that was found to be right.
@@ -107,6 +108,12 @@ func (s *Server) parseDestination(base string, body *openapi.NewDestination) (*n
 			return nil, err
 		}
 	}
+	if d.row.MaxConcurrency, err = parseLimit(join(base, "max_concurrency"), body.MaxConcurrency); err != nil {
+		return nil, err
+	}
+	if d.row.RatePerSecond, err = parseLimit(join(base, "rate_per_second"), body.RatePerSecond); err != nil {
+		return nil, err
+	}
 	if d.schedule, err = parseSchedule(join(base, "schedule"), body.Schedule); err != nil {
 		return nil, err
 	}
@@ -138,6 +145,27 @@ func parseTimeout(field string, ms int) (int32, error) {
 		return 0, invalidField(field, "must be %d to %d, not %d", minTimeoutMS, maxTimeoutMS, ms)
 	}
 	return int32(ms), nil
+}
+
+// parseLimit returns nil for no limit.
+func parseLimit(field string, limit *int) (*int32, error) {
+	if limit == nil {
+		return nil, nil
+	}
+	if *limit < 1 || *limit > mostAllowed {
+		return nil, invalidField(field, "must be 1 to %d, not %d. Leave it out for no limit", mostAllowed, *limit)
+	}
+	n := int32(*limit)
+	return &n, nil
+}
+
+// limitAnswer leaves out a limit that there isn't.
+func limitAnswer(limit *int32) *int {
+	if limit == nil {
+		return nil
+	}
+	n := int(*limit)
+	return &n
 }
 
 // parseSchedule stores a schedule with its defaults written out, so that it stays what it was when defaults change.
@@ -199,6 +227,7 @@ func (d *newDestination) answer() openapi.Destination {
 	answer := openapi.Destination{
 		ID: id.Destination.Format(d.row.ID), EndpointID: id.Endpoint.Format(d.row.EndpointID), URL: d.row.Url, TimeoutMs: int(d.row.TimeoutMs), Schedule: scheduleAnswer(d.schedule),
 		HeaderNames: append([]string{}, slices.Sorted(maps.Keys(d.headers))...), SecretPath: d.row.SecretPath,
+		MaxConcurrency: limitAnswer(d.row.MaxConcurrency), RatePerSecond: limitAnswer(d.row.RatePerSecond),
 		CreatedAt: d.created, Circuit: newCircuitAnswer(d.circuit),
 	}
 	d.addSending(&answer)
@@ -217,7 +246,8 @@ func destinationAnswer(row db.DestinationsOfRow) (openapi.Destination, error) {
 	}
 	return openapi.Destination{
 		ID: name, EndpointID: id.Endpoint.Format(row.EndpointID), URL: row.Url, Circuit: circuit, TimeoutMs: int(row.TimeoutMs), Schedule: scheduleAnswer(schedule), HeaderNames: row.HeaderNames,
-		SecretPath: row.SecretPath, PausedAt: row.PausedAt, DisabledAt: row.DisabledAt, DisabledReason: row.DisabledReason,
+		SecretPath: row.SecretPath, MaxConcurrency: limitAnswer(row.MaxConcurrency), RatePerSecond: limitAnswer(row.RatePerSecond),
+		PausedAt: row.PausedAt, DisabledAt: row.DisabledAt, DisabledReason: row.DisabledReason,
 		CreatedAt: row.CreatedAt,
 	}, nil
 }

@@ -113,6 +113,22 @@ func (s *Server) parseChange(body *openapi.DestinationChange) (db.UpdateDestinat
 			return change, fmt.Errorf("write schedule: %w", err)
 		}
 	}
+	if body.Circuit != nil {
+		circuit, err := parseCircuit("circuit", body.Circuit)
+		if err != nil {
+			return change, err
+		}
+		if change.Circuit, err = json.Marshal(circuit); err != nil {
+			return change, fmt.Errorf("write circuit: %w", err)
+		}
+	}
+	var err error
+	if change.MaxConcurrency, err = parseNewLimit("max_concurrency", body.MaxConcurrency); err != nil {
+		return change, err
+	}
+	if change.RatePerSecond, err = parseNewLimit("rate_per_second", body.RatePerSecond); err != nil {
+		return change, err
+	}
 	if body.Headers != nil {
 		headers, err := parseHeaders("headers", *body.Headers)
 		if err != nil {
@@ -123,6 +139,14 @@ func (s *Server) parseChange(body *openapi.DestinationChange) (db.UpdateDestinat
 		}
 	}
 	return change, nil
+}
+
+// parseNewLimit returns nil for what stays as it is, and 0 for no limit.
+func parseNewLimit(field string, limit *int) (*int32, error) {
+	if limit != nil && *limit == 0 {
+		return new(int32), nil
+	}
+	return parseLimit(field, limit)
 }
 
 // settleURL completes URL and secret_path by what is stored. A path that was secret stays so unless somebody says

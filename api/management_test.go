@@ -26,7 +26,7 @@ func TestCreateEndpoint(t *testing.T) {
 			{"url": "http://127.0.0.1:8080/in?a=b", "timeout_ms": 100, "schedule": {"type": "list", "delays_ms": [10, 20]},
 			 "headers": {"x-team": "payments", "Authorization": "Bearer of the receiver"}, "secret_path": true},
 			{"url": "https://hooks.slack.com/services/T/B/token", "schedule": {"type": "none"}},
-			{"url": "https://example.com"}
+			{"url": "https://example.com", "max_concurrency": 10000, "rate_per_second": 1}
 		]}`)
 	require.Equal(t, "Bank of Åland", created.Name)
 	require.Equal(t, "https://kapsel.example/ingest/"+created.ID, created.IngestURL)
@@ -46,6 +46,9 @@ func TestCreateEndpoint(t *testing.T) {
 	require.False(t, plain.SecretPath)
 	require.Equal(t, 30_000, plain.TimeoutMs)
 	require.Equal(t, 10, *plain.Schedule.MaxAttempts)
+	require.Equal(t, []int{10_000, 1}, []int{*plain.MaxConcurrency, *plain.RatePerSecond})
+	require.Nil(t, first.MaxConcurrency)
+	require.Nil(t, first.RatePerSecond)
 	for i := range created.Destinations {
 		secret := created.Destinations[i].SigningSecret
 		bytes, err := webhook.ParseSigningSecret(*secret)
@@ -179,6 +182,11 @@ func TestWrongEndpointsAreRefused(t *testing.T) {
 		{destination(`"url":"https://-example.com"`), "destinations[1].url", "host name"},
 		{destination(`"url":"https://example.com","urll":"x"`), "destinations[1].urll", "unknown"},
 		{destination(`"url":"https://example.com","timeout_ms":99`), "destinations[1].timeout_ms", "100 to 120000, not 99"},
+		{destination(`"url":"https://example.com","max_concurrency":0`), "destinations[1].max_concurrency", "1 to 10000, not 0"},
+		{destination(`"url":"https://example.com","max_concurrency":10001`), "destinations[1].max_concurrency", "1 to 10000"},
+		{destination(`"url":"https://example.com","max_concurrency":1.5`), "destinations[1].max_concurrency", "integer"},
+		{destination(`"url":"https://example.com","rate_per_second":-1`), "destinations[1].rate_per_second", "1 to 10000, not -1"},
+		{destination(`"url":"https://example.com","rate_per_second":"5"`), "destinations[1].rate_per_second", "integer"},
 		{destination(`"url":"https://example.com","timeout_ms":0`), "destinations[1].timeout_ms", "100 to 120000"},
 		{destination(`"url":"https://example.com","timeout_ms":"1s"`), "destinations[1].timeout_ms", "integer"},
 		{destination(`"url":"https://example.com","secret_path":1`), "destinations[1].secret_path", "true or false"},

@@ -46,6 +46,7 @@ this machine at which Kapsel reaches it.`,
 		Example: `  go run ./local bench
   go run ./local bench --lane batch --duration 60s --json
   go run ./local bench --rate 100 --no-floor
+  go run ./local bench --rate 100 --no-floor --destinations 10 --hanging 1
   go run ./local bench --soak --duration 1h --rate 500
   go run ./local bench --url https://kapsel.example --api-key kapsel_… --receiver-host 10.0.0.7`,
 		Args: cobra.NoArgs,
@@ -65,6 +66,8 @@ this machine at which Kapsel reaches it.`,
 	flags.DurationVar(&f.Latency, "receiver-latency", 5*time.Millisecond, "how long receivers take")
 	flags.Float64Var(&f.Fail, "receiver-fail", 0, "part of the webhooks whose first attempt is answered 503, 0 to 1")
 	flags.IntVar(&f.Destinations, "destinations", 1, "endpoints with one destination each, over which webhooks are spread")
+	flags.IntVar(&f.Hanging, "hanging", 0, "so many of --destinations answer nothing until their timeout; latencies are those of the others")
+	flags.DurationVar(&f.HangTimeout, "hang-timeout", 30*time.Second, "timeout of those that hang")
 	flags.Int64Var(&f.Stored, "stored", 0, "fill the database up to so many events before the load")
 	flags.BoolVar(&f.IngestOnly, "ingest-only", false, "deliver nothing: measure only how fast webhooks are accepted")
 	flags.BoolVar(&f.noFloor, "no-floor", false, "don't measure the bare program")
@@ -88,6 +91,10 @@ func (f *benchFlags) validate() error {
 		return fmt.Errorf("--receiver-fail is %v; allowed are 0 to 1", f.Fail)
 	case f.Destinations < 1 || f.Destinations > 100_000:
 		return fmt.Errorf("--destinations is %d; allowed are 1 to 100000", f.Destinations)
+	case f.Hanging < 0 || f.Hanging >= f.Destinations && f.Hanging > 0:
+		return fmt.Errorf("--hanging is %d; allowed are 0 to %d, one less than --destinations", f.Hanging, f.Destinations-1)
+	case f.HangTimeout < 100*time.Millisecond || f.HangTimeout > 2*time.Minute:
+		return fmt.Errorf("--hang-timeout is %s; allowed are 100ms to 2m", f.HangTimeout)
 	case f.url != "" && f.APIKey == "":
 		return errors.New("--url needs --api-key, a key of the tenant to measure with")
 	}

@@ -55,12 +55,24 @@ func TestBenchmarkOpenLoop(t *testing.T) {
 	require.Equal(t, "auto", result["lane"])
 }
 
+// Destinations that hang count neither as lost nor in the latencies of the others.
+func TestBenchmarkWithDestinationsThatHang(t *testing.T) {
+	result := runBenchmark(t, "--rate", "40", "--duration", "4s", "--no-floor", "--destinations", "4", "--hanging", "1")
+	require.InDelta(t, 160, result["accepted"], 10)
+	require.InDelta(t, 40, result["stuck"], 5)
+	require.Zero(t, result["lost"])
+	require.Positive(t, result["e2e_p99_ms"])
+	require.Less(t, result["e2e_p99_ms"], 30_000.0, "the others didn't wait for it")
+}
+
 func TestBenchmarkRefusesWhatItCannotDo(t *testing.T) {
 	t.Parallel()
 	for flag, args := range map[string][]string{
 		"--lane":          {"--lane", "fast"},
 		"--receiver-fail": {"--receiver-fail", "2"},
 		"--destinations":  {"--destinations", "0"},
+		"--hanging":       {"--hanging", "3", "--destinations", "3"},
+		"--hang-timeout":  {"--hang-timeout", "3m"},
 		"--api-key":       {"--url", "http://127.0.0.1:1"},
 		"--duration":      {"--duration", "0s"},
 	} {

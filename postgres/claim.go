@@ -13,10 +13,11 @@ import (
 
 // DueDestination is a destination with at least one delivery due that nobody carries.
 type DueDestination struct {
-	ID             uuid.UUID
-	TenantID       uuid.UUID
-	MaxConcurrency int // 0: no limit
-	Lane           Lane
+	ID       uuid.UUID
+	TenantID uuid.UUID
+	Lane     Lane
+	Limits
+	Timeout time.Duration
 	// Probing: its circuit isn't closed, and a probe may be won.
 	Probing bool
 	// ClosedAt is when its circuit closed, ClosedFor how long ago that was; zero: it never was open. Circuit are the settings.
@@ -46,7 +47,7 @@ with recursive waiting as (
             where q.claim_id is null and q.destination_id > w.destination_id order by q.destination_id limit 1)
     from waiting w where w.destination_id is not null
 )
-select d.id, d.tenant_id, coalesce(d.max_concurrency, 0), e.lane,
+select d.id, d.tenant_id, e.lane, coalesce(d.max_concurrency, 0), coalesce(d.rate_per_second, 0), d.timeout_ms,
     coalesce(c.state <> 'closed', false), c.closed_at, (extract(epoch from now() - c.closed_at) * 1000)::float8,
     case when c.closed_at is not null then d.circuit end
 from waiting w
@@ -69,10 +70,12 @@ func DueDestinations(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, l
 	due, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d DueDestination, err error) {
 		var closedAt *time.Time
 		var closedMS *float64
-		err = row.Scan(&d.ID, &d.TenantID, &d.MaxConcurrency, &d.Lane, &d.Probing, &closedAt, &closedMS, &d.Circuit)
+		var timeoutMS int
+		err = row.Scan(&d.ID, &d.TenantID, &d.Lane, &d.MaxConcurrency, &d.RatePerSecond, &timeoutMS, &d.Probing, &closedAt, &closedMS, &d.Circuit)
 		if closedAt != nil {
 			d.ClosedAt, d.ClosedFor = *closedAt, milliseconds(*closedMS)
 		}
+		d.Timeout = time.Duration(timeoutMS) * time.Millisecond
 		return d, err
 	})
 	if err != nil {

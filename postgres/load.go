@@ -45,6 +45,7 @@ type Destination struct {
 	// CircuitOpen: only a probe may be sent, which can be won after CircuitWait.
 	CircuitOpen bool
 	CircuitWait time.Duration
+	Limits
 }
 
 // ErrMoved means that the delivery isn't (any longer) where the caller thinks: another carrier has it, or it is over.

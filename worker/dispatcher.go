@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/activities"
-	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 )
@@ -31,11 +31,6 @@ const (
 	// Postgres; and askTemporalEvery how often it asks Temporal whether the workflow still runs.
 	checkClaimsAfter = 5 * time.Second
 	askTemporalEvery = 20 * time.Second
-	// A destination with mostHanging deliveries in flight that were claimed longer than hangsAfter ago gets no more: whatever
-	// a batch doesn't send has left it by then, so that these are requests without an answer. Else one destination that
-	// hangs would take all places, and nobody else's deliveries would be claimed.
-	hangsAfter  = activities.BatchBudget + time.Second
-	mostHanging = 64
 	// fastEnough: destinations that answer within it make their first attempt in the workflow's first task.
 	fastEnough = 2 * time.Second
 )
@@ -51,6 +46,7 @@ type Dispatcher struct {
 	limit     int // of deliveries with a workflow of their own that wait for the record of their first attempt
 	lanes     lanes
 	marks     marks
+	places    places
 	metrics   *metrics
 	wake      chan struct{}
 
@@ -68,6 +64,7 @@ type flight struct {
 	claimed   postgres.Claimed
 	since     time.Time
 	isStarted bool // its workflow is known to exist
+	bound     bool // more may be claimed for its destination once it is recorded
 	asked     time.Time
 }
 
@@ -84,10 +81,13 @@ func (d *Dispatcher) Recorded(deliveryID uuid.UUID) {
 	d.mu.Lock()
 	f, was := d.inFlight[deliveryID]
 	delete(d.inFlight, deliveryID)
-	free := was && len(d.inFlight)-d.batched == d.limit-max(d.limit/placesAtOnce, 1)
+	if was {
+		d.places.permits.Forget(f.claimed.DestinationID, deliveryID)
+	}
+	free := was && (f.bound || len(d.inFlight)-d.batched == d.limit-max(d.limit/placesAtOnce, 1))
 	if was && f.claimed.Lane == postgres.LaneBatch {
 		d.batched--
-		free = d.batched == mostBatched-batchSize
+		free = f.bound || d.batched == mostBatched-batchSize
 	}
 	d.mu.Unlock()
 	if free {
@@ -141,11 +141,13 @@ func (d *Dispatcher) round(ctx context.Context, name string, step func(context.C
 
 // claim takes what is due until nothing is or no place is free.
 func (d *Dispatcher) claim(ctx context.Context, worker uuid.UUID) error {
+	defer d.wakeForRates()
 	for ctx.Err() == nil {
 		due, wrapped, err := d.due(ctx)
 		if err != nil {
 			return err
 		}
+		d.places.look(due)
 		single, batched := d.lanes.split(due, d.slow)
 		singles, err := d.claimSingles(ctx, worker, single)
 		if err != nil {
@@ -216,10 +218,10 @@ func (d *Dispatcher) claimSingles(ctx context.Context, worker uuid.UUID, due []p
 	if free > 0 {
 		d.full = n == free
 	}
-	if len(elastic) == 0 {
+	if !slices.ContainsFunc(elastic, d.batchable) {
 		d.lanes.claimedSingles(0, 1) // nothing waits that could be carried otherwise
 	} else {
-		d.lanes.claimedSingles(n, free)
+		d.lanes.claimedSingles(n, min(free, d.places.offered))
 	}
 	return n, nil
 }
@@ -266,16 +268,8 @@ func (d *Dispatcher) claimBatch(ctx context.Context, worker uuid.UUID, due []pos
 
 // claimShares claims a fair share for each tenant and destination.
 func (d *Dispatcher) claimShares(ctx context.Context, due []postgres.DueDestination, free int, r postgres.ClaimRequest) ([]postgres.Claimed, error) {
-	waiting := make([]delivery.Waiting[uuid.UUID], len(due))
-	hanging := d.hanging()
-	for i, destination := range due {
-		waiting[i] = delivery.Waiting[uuid.UUID]{Tenant: destination.TenantID, Limit: d.permits(destination, free)}
-		if hanging[destination.ID] >= mostHanging {
-			waiting[i].Limit = 0
-		}
-		waiting[i].Limit = d.circuits.limit(destination, waiting[i].Limit, d.isInFlight)
-	}
-	for i, share := range delivery.Share(waiting, free) {
+	for i, share := range d.places.share(due, d.carrying(r.Lane), d.size(r.Lane), free) {
+		share = d.circuits.limit(due[i], share, d.isInFlight)
 		if share > 0 {
 			r.Destinations, r.Quotas = append(r.Destinations, due[i].ID), append(r.Quotas, share)
 			r.DueAfter = append(r.DueAfter, d.marks.after(due[i].ID))
@@ -318,22 +312,6 @@ func (d *Dispatcher) freeForBatches() int {
 	return mostBatched - d.batched
 }
 
-// permits is how many more deliveries to a destination this worker may have in flight.
-func (d *Dispatcher) permits(destination postgres.DueDestination, most int) int {
-	if destination.MaxConcurrency == 0 {
-		return most
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	permits := destination.MaxConcurrency
-	for _, f := range d.inFlight {
-		if f.claimed.DestinationID == destination.ID {
-			permits--
-		}
-	}
-	return permits
-}
-
 // carry starts what carries claimed deliveries: those of a batch together, the others one by one.
 func (d *Dispatcher) carry(ctx context.Context, claimed []postgres.Claimed) {
 	batches := map[uuid.UUID][]postgres.Claimed{}
@@ -349,22 +327,11 @@ func (d *Dispatcher) carry(ctx context.Context, claimed []postgres.Claimed) {
 	}
 }
 
-// hanging counts, by destination, the deliveries whose request must have been under way for a while.
-func (d *Dispatcher) hanging() map[uuid.UUID]int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	hanging := map[uuid.UUID]int{}
-	for _, f := range d.inFlight {
-		if time.Since(f.since) > hangsAfter {
-			hanging[f.claimed.DestinationID]++
-		}
-	}
-	return hanging
-}
-
-// startSingle starts a delivery's own workflow.
+// startSingle starts a delivery's own workflow. Where there are limits its first attempt is made by this worker, which has
+// the permits for what it claimed.
 func (d *Dispatcher) startSingle(ctx context.Context, c postgres.Claimed) {
-	local := !d.slow(c.DestinationID)
+	_, limited := d.places.limits[c.DestinationID]
+	local := limited || !d.slow(c.DestinationID)
 	d.startAll(ctx, []postgres.Claimed{c}, func() error { return startDelivery(ctx, d.temporal, c, local) })
 }
 
@@ -402,7 +369,8 @@ func (d *Dispatcher) enter(claimed []postgres.Claimed) {
 		if old := d.inFlight[c.DeliveryID]; old != nil && old.claimed.Lane == postgres.LaneBatch {
 			d.batched--
 		}
-		d.inFlight[c.DeliveryID] = &flight{claimed: c, since: time.Now()}
+		d.inFlight[c.DeliveryID] = &flight{claimed: c, since: time.Now(), bound: d.places.bound[c.DestinationID]}
+		d.places.permits.Expect(c.DestinationID, c.DeliveryID)
 		if c.Lane == postgres.LaneBatch {
 			d.batched++
 		}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,7 +60,7 @@ type dispatchTest struct {
 
 // dispatching runs f with a dispatcher of so many places. IDs made in the bubble carry the day outside, because they never
 // go back behind those that were made before.
-func dispatching(t *testing.T, places int, f func(t *testing.T, d *dispatchTest)) {
+func dispatching(t *testing.T, limit int, f func(t *testing.T, d *dispatchTest)) {
 	t.Helper()
 	url := postgrestest.New(t)
 	owner := postgrestest.Pool(t, url, postgres.Owner)
@@ -73,9 +74,10 @@ func dispatching(t *testing.T, places int, f func(t *testing.T, d *dispatchTest)
 		defer db.Close()
 		d := &dispatchTest{starter: &starter{}, registry: prometheus.NewRegistry(), worker: id.New(), tenant: tenant, log: log.ID}
 		d.Dispatcher = &Dispatcher{
-			db: db, temporal: d.starter, latencies: activities.NewLatencies(), log: zap.NewNop(), limit: places,
+			db: db, temporal: d.starter, latencies: activities.NewLatencies(), log: zap.NewNop(), limit: limit,
 			metrics: newMetrics(d.registry), wake: make(chan struct{}, 1), inFlight: map[uuid.UUID]*flight{},
 		}
+		d.places = places{permits: alone(d.worker), latencies: d.latencies}
 		require.NoError(t, postgres.AddWorker(t.Context(), db, d.worker, "test"))
 		d.exec(t, "update workers set alive_until = now() + interval '1 hour'")
 		f(t, d)
@@ -91,7 +93,14 @@ func (d *dispatchTest) exec(t *testing.T, sql string, args ...any) {
 	require.NoError(t, err)
 }
 
-// accept stores n webhooks that are due to a new destination of a lane. Limit 0 is none.
+// alone are the permits of a worker that knows of no other.
+func alone(worker uuid.UUID) *activities.Permits {
+	permits := activities.NewPermits(400, func() (uuid.UUID, bool) { return worker, true })
+	permits.Divide(activities.Division{Worker: worker, Joined: time.Now().Add(-time.Hour), Workers: []activities.Sharer{{ID: worker}}})
+	return permits
+}
+
+// accept stores n webhooks that are due to a new destination of a lane. Limit 0 is none; then it is known to answer quickly.
 func (d *dispatchTest) accept(t *testing.T, n int, lane postgres.Lane, limit int) (destination uuid.UUID) {
 	t.Helper()
 	endpoint, destination := id.New(), id.New()
@@ -110,6 +119,9 @@ func (d *dispatchTest) accept(t *testing.T, n int, lane postgres.Lane, limit int
 	}
 	_, err := postgres.Accept(t.Context(), d.db, rows)
 	require.NoError(t, err)
+	if limit == 0 {
+		d.latencies.Add(destination, 10*time.Millisecond)
+	}
 	return destination
 }
 
@@ -312,7 +324,7 @@ func TestDispatcherCarriesOnWhatItTakesOver(t *testing.T) {
 // The places of what is in flight twice, because it was taken over while it was, are counted once.
 func TestDispatcherCountsEachDeliveryInFlightOnce(t *testing.T) {
 	t.Parallel()
-	d := &Dispatcher{limit: 10, inFlight: map[uuid.UUID]*flight{}, wake: make(chan struct{}, 1)}
+	d := &Dispatcher{limit: 10, places: places{permits: alone(id.New())}, inFlight: map[uuid.UUID]*flight{}, wake: make(chan struct{}, 1)}
 	batch := postgres.Claimed{DeliveryID: id.New(), Lane: postgres.LaneBatch}
 	single := postgres.Claimed{DeliveryID: id.New(), Lane: postgres.LaneWorkflow}
 	for range 2 {

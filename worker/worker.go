@@ -71,6 +71,7 @@ type Worker struct {
 	lease      *Lease
 	temporal   client.Client
 	dispatcher *Dispatcher
+	permits    *activities.Permits
 	loader     *activities.Loader
 	recorder   *activities.Recorder
 	client     *webhook.Client
@@ -128,8 +129,10 @@ func (w *Worker) connect(ctx context.Context) error {
 func (w *Worker) build() {
 	c := w.config
 	latencies := activities.NewLatencies()
+	w.permits = activities.NewPermits(2*c.MaxInFlight, w.lease.Holder)
 	w.dispatcher = &Dispatcher{
 		db: c.Engine, temporal: w.temporal, lease: w.lease, latencies: latencies, log: c.Log, limit: c.MaxInFlight,
+		places:  places{permits: w.permits, latencies: latencies},
 		metrics: w.metrics, wake: make(chan struct{}, 1), inFlight: map[uuid.UUID]*flight{},
 	}
 	w.client = webhook.NewClient(webhook.ClientConfig{Allow: c.Allow})
@@ -154,6 +157,7 @@ func (w *Worker) build() {
 	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
 	w.delivery.RegisterActivity(&activities.Activities{
 		DB: c.Engine, Client: w.client, Loader: w.loader, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
+		Permits: w.permits,
 	})
 	if c.KeyDir == "" {
 		return
@@ -169,6 +173,8 @@ func (w *Worker) serve(ctx context.Context) {
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var held, loops sync.WaitGroup
 	held.Go(func() { w.lease.Run(background) })
+	divider := &divider{db: w.config.Engine, lease: w.lease, permits: w.permits, log: w.config.Log}
+	held.Go(func() { divider.run(background) })
 	sweeper := &Sweeper{db: w.config.Engine, temporal: w.temporal, log: w.config.Log, every: sweepEvery}
 	loops.Go(func() { w.dispatcher.Run(ctx) })
 	loops.Go(func() { sweeper.Run(ctx) })

@@ -152,8 +152,8 @@ func (d *deliverer) wait(ctx workflow.Context, delay time.Duration) error {
 	}).Get(ctx, nil)
 }
 
-// park puts a delivery whose destination is held, or has an open circuit, back into the queue, where it waits at no cost. One
-// that is held is due at once: nobody claims it while its destination is, and it goes out as soon as it isn't.
+// park puts a delivery whose destination is held, has an open circuit or allows no more for now, back into the queue, where it
+// waits at no cost. One that is held is due at once: nobody claims it while its destination is, and it goes out as soon as it isn't.
 func (d *deliverer) park(ctx workflow.Context, sent activities.SendResult) (DeliverResult, error) {
 	var a *activities.Activities
 	in := activities.RequeueInput{DeliveryID: d.in.DeliveryID, Epoch: d.in.Epoch, Attempt: d.attempt, Delay: sent.Wait, Unused: sent.Unused}

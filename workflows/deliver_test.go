@@ -298,3 +298,12 @@ func TestTheOutcomeIsUpsertedLast(t *testing.T) {
 	require.Equal(t, []string{"SendAttempt", "RecordAttempt", "SendAttempt", "Requeue", "upsert"}, c.order)
 	require.Equal(t, []string{workflows.OutcomeParked}, c.outcomes)
 }
+
+// What got no permit goes back like what is held, but not for as long.
+func TestADeliveryWithoutAPermitWaitsAsLongAsItsSenderSays(t *testing.T) {
+	t.Parallel()
+	c := newCarrier(t, answered(activities.SendResult{Held: true, Unused: true, Wait: 500 * time.Millisecond}))
+	c.onRequeue(0)
+	require.Equal(t, workflows.DeliverResult{Outcome: workflows.OutcomeParked, Attempts: 0}, c.run(t, localInput()))
+	require.Equal(t, []activities.RequeueInput{{DeliveryID: "dlv_1", Attempt: 1, Delay: 500 * time.Millisecond, Unused: true}}, c.requeued)
+}

@@ -524,9 +524,15 @@ type Destination struct {
 	EndpointID     string  `json:"endpoint_id"`
 
 	// HeaderNames The names of the configured headers; their values aren't shown.
-	HeaderNames []string   `json:"header_names"`
-	ID          string     `json:"id"`
-	PausedAt    *time.Time `json:"paused_at,omitempty"`
+	HeaderNames []string `json:"header_names"`
+	ID          string   `json:"id"`
+
+	// MaxConcurrency Most requests under way at a time. Absent: no fixed limit.
+	MaxConcurrency *int       `json:"max_concurrency,omitempty"`
+	PausedAt       *time.Time `json:"paused_at,omitempty"`
+
+	// RatePerSecond Most requests that begin in a second. Absent: no limit.
+	RatePerSecond *int `json:"rate_per_second,omitempty"`
 
 	// Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
 	// wait follows; when the last attempt fails the delivery is dead.
@@ -546,8 +552,19 @@ type Destination struct {
 
 // DestinationChange At least one member. Each is checked as at creation.
 type DestinationChange struct {
+	// Circuit When nothing is sent to the destination for a while because its receiver keeps failing. Failures are network
+	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
+	// up no attempt.
+	Circuit *CircuitSettings `json:"circuit,omitempty"`
+
 	// Headers Replaces all configured headers; `{}` removes them.
 	Headers *map[string]string `json:"headers,omitempty"`
+
+	// MaxConcurrency As at creation; 0: no limit.
+	MaxConcurrency *int `json:"max_concurrency,omitempty"`
+
+	// RatePerSecond As at creation; 0: no limit.
+	RatePerSecond *int `json:"rate_per_second,omitempty"`
 
 	// Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
 	// wait follows; when the last attempt fails the delivery is dead.
@@ -821,6 +838,14 @@ type NewDestination struct {
 	// Headers Up to 50 headers to add to every request, such as the receiver's credentials. Their values are never shown
 	// again.
 	Headers *map[string]string `json:"headers,omitempty"`
+
+	// MaxConcurrency How many requests may be under way to this destination at a time, from all workers together. Default: no fixed
+	// limit; a destination that answers slowly gets fewer than one that answers quickly.
+	MaxConcurrency *int `json:"max_concurrency,omitempty"`
+
+	// RatePerSecond How many requests to this destination may begin in any second, from all workers together. Default: no limit.
+	// What is over a limit waits and uses up no attempt.
+	RatePerSecond *int `json:"rate_per_second,omitempty"`
 
 	// Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
 	// wait follows; when the last attempt fails the delivery is dead.

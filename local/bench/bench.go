@@ -38,6 +38,8 @@ type Config struct {
 	Latency      time.Duration // of the receivers
 	Fail         float64       // part of the webhooks whose first attempt is answered 503
 	Destinations int           // over which webhooks are spread, each with an endpoint of its own
+	Hanging      int           // so many of the destinations answer nothing, until their timeout
+	HangTimeout  time.Duration // of those
 	Stored       int64         // events that are in the database before, as if delivered earlier today; needs DB
 	IngestOnly   bool          // nothing delivers: measure only how fast webhooks are accepted, of the floor too
 	Floor        bool          // measure the bare program too
@@ -65,7 +67,9 @@ type Result struct {
 	IngestP99MS      float64 `json:"ingest_p99_ms"`
 	E2EP99MS         float64 `json:"e2e_p99_ms"`
 	Ingest           Latency `json:"ingest_ms"`
-	EndToEnd         Latency `json:"e2e_ms"`
+	EndToEnd         Latency `json:"e2e_ms"` // of what doesn't go to a destination that hangs
+	Hanging          int     `json:"hanging"`
+	Stuck            int64   `json:"stuck"` // accepted for destinations that hang
 	CPUMSPerEvent    float64 `json:"cpu_ms_per_event"`
 	OwnCPUMSPerEvent float64 `json:"own_cpu_ms_per_event"`
 	PeakRSSMB        float64 `json:"peak_rss_mb"`
@@ -217,7 +221,7 @@ func (r *run) measure(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	(&load{ledger: r.ledger, urls: r.urls, bodies: bodies, backlog: r.backlog()}).run(ctx, r.Config)
+	(&load{ledger: r.ledger, urls: r.urls, hanging: r.Hanging, bodies: bodies, backlog: r.backlog()}).run(ctx, r.Config)
 	profiled()
 	seconds := time.Since(r.ledger.start).Seconds()
 	result := Result{
@@ -250,15 +254,18 @@ func (r *run) measure(ctx context.Context) (Result, error) {
 func (r *run) fill(result *Result, used usage, temporalRequests, grown int64) {
 	accepted := float64(max(result.Accepted, 1))
 	result.Ingest, result.EndToEnd = r.ledger.latencies()
+	result.Hanging, result.Stuck = r.Hanging, r.ledger.stuck.Load()
 	result.IngestP99MS, result.E2EP99MS = result.Ingest.P99, result.EndToEnd.P99
 	result.Requests = r.ledger.requests.Load()
 	r.ledger.each(func(e *entry) {
-		if e.event.Load() != nil && e.taken.Load() == 0 && !r.IngestOnly {
+		if e.event.Load() != nil && e.taken.Load() == 0 && !r.IngestOnly && !e.stuck.Load() {
 			result.Lost++
 		}
 	})
 	result.Duplicated = r.ledger.again.Load()
-	result.Unattested, result.AttestedTwice = max(result.Requests-grown, 0), max(grown-result.Requests, 0)
+	if r.Hanging == 0 { // else some requests are still under way, and each that has timed out has two leaves
+		result.Unattested, result.AttestedTwice = max(result.Requests-grown, 0), max(grown-result.Requests, 0)
+	}
 	result.CPUMSPerEvent = used.cpu.Seconds() * 1000 / accepted
 	result.OwnCPUMSPerEvent = used.own.Seconds() * 1000 / accepted
 	result.PeakRSSMB = float64(peakMemory()) / (1 << 20)
@@ -286,16 +293,20 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.receiver, err = startReceiver(r.ReceiverHost, r.ledger, r.Latency, r.Fail); err != nil {
 		return err
 	}
-	lane := client.Lane(r.Lane)
-	var circuit *client.CircuitSettings // the default, unless receivers fail on purpose: that is about retries
-	if r.Fail > 0 {
+	var circuit *client.CircuitSettings // the default, unless receivers fail on purpose: that is about retries and places
+	if r.Fail > 0 || r.Hanging > 0 {
 		off := true
 		circuit = &client.CircuitSettings{Off: &off}
 	}
+	lane, timeout, never := client.Lane(r.Lane), int(r.HangTimeout.Milliseconds()), client.ScheduleTypeNone
 	for i := range r.Destinations {
+		destination := client.NewDestination{URL: fmt.Sprintf("%s/%d", r.receiver.url, i), Circuit: circuit}
+		if i < r.Hanging {
+			destination = client.NewDestination{URL: r.receiver.url + hangingPath, TimeoutMs: &timeout, Schedule: &client.Schedule{Type: &never}, Circuit: circuit}
+		}
 		answer, err := r.api.CreateEndpointWithResponse(ctx, client.NewEndpoint{
 			Name: fmt.Sprintf("bench %d", i), Verification: client.Verification{Scheme: client.VerificationSchemeNone}, Lane: &lane,
-			Destinations: []client.NewDestination{{URL: fmt.Sprintf("%s/%d", r.receiver.url, i), Circuit: circuit}},
+			Destinations: []client.NewDestination{destination},
 		})
 		if err != nil {
 			return err
@@ -325,7 +336,7 @@ const drainWithin = 10 * time.Minute
 func (r *run) drain(ctx context.Context, size *sizeWatch) {
 	ctx, cancel := context.WithTimeout(ctx, drainWithin)
 	defer cancel()
-	for r.ledger.delivered.Load() < r.ledger.accepted.Load() || size.grown() < r.ledger.requests.Load() {
+	for r.ledger.delivered.Load() < r.ledger.accepted.Load()-r.ledger.stuck.Load() || size.grown() < r.ledger.requests.Load() {
 		select {
 		case <-ctx.Done():
 			return

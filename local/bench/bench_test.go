@@ -16,7 +16,7 @@ func TestLedgerCountsEachWebhookOnce(t *testing.T) {
 		all.Go(func() {
 			for range webhooks / 4 {
 				sequence := l.begin()
-				l.answer(sequence, "evt", sequence%10 != 0)
+				l.answer(sequence, "evt", sequence%10 != 0, sequence%100 == 1)
 				l.take(sequence)
 			}
 		})
@@ -29,6 +29,7 @@ func TestLedgerCountsEachWebhookOnce(t *testing.T) {
 	require.EqualValues(t, 1, l.again.Load())
 	require.EqualValues(t, webhooks, l.accepted.Load()+l.refused.Load())
 	require.EqualValues(t, (webhooks+9)/10, l.refused.Load())
+	require.EqualValues(t, (webhooks+98)/100, l.stuck.Load())
 }
 
 func TestDistribution(t *testing.T) {

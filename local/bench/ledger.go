@@ -19,7 +19,8 @@ type ledger struct {
 	refused   atomic.Int64 // answered otherwise, or not at all
 	delivered atomic.Int64 // taken by its receiver, each once
 	again     atomic.Int64 // taken once more
-	requests  atomic.Int64 // that receivers saw, whatever they answered
+	requests  atomic.Int64 // that receivers saw, whatever they answered, but for those that hang
+	stuck     atomic.Int64 // accepted for a destination that hangs
 }
 
 const chunkSize = 1 << 14
@@ -29,6 +30,7 @@ type chunk [chunkSize]entry
 type entry struct {
 	sent, answered, taken atomic.Int64
 	refused               atomic.Bool
+	stuck                 atomic.Bool // its destination hangs
 	event                 atomic.Pointer[string]
 }
 
@@ -69,8 +71,8 @@ func (l *ledger) grow(sequence int64) {
 	l.chunks.Store(&chunks)
 }
 
-// answer notes how a webhook was answered.
-func (l *ledger) answer(sequence int64, event string, ok bool) {
+// answer notes how a webhook was answered, and whether its destination hangs.
+func (l *ledger) answer(sequence int64, event string, ok, stuck bool) {
 	e := l.entry(sequence)
 	e.answered.Store(l.now())
 	if !ok {
@@ -80,6 +82,10 @@ func (l *ledger) answer(sequence int64, event string, ok bool) {
 	}
 	e.event.Store(&event)
 	l.accepted.Add(1)
+	if stuck {
+		e.stuck.Store(true)
+		l.stuck.Add(1)
+	}
 }
 
 // take notes that a receiver took a webhook.
@@ -95,8 +101,10 @@ func (l *ledger) take(sequence int64) {
 	}
 }
 
-// waiting is how many webhooks were sent and not yet taken.
-func (l *ledger) waiting() int64 { return l.next.Load() - l.refused.Load() - l.delivered.Load() }
+// waiting is how many webhooks were sent and not yet taken, of those that can be.
+func (l *ledger) waiting() int64 {
+	return l.next.Load() - l.refused.Load() - l.delivered.Load() - l.stuck.Load()
+}
 
 // each calls f for every webhook that was sent.
 func (l *ledger) each(f func(*entry)) {

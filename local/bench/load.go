@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ import (
 type load struct {
 	ledger  *ledger
 	urls    []string
+	hanging int      // the destinations of so many of urls, the first ones, hang
 	bodies  [][]byte // sent in turn
 	backlog int64    // senders pause while more webhooks than this are under way; 0: never
 }
@@ -74,17 +76,18 @@ func (l *load) send(client *fasthttp.Client) {
 	request.Header.Set(HeaderSequence, strconv.FormatInt(sequence, 10))
 	request.SetBodyRaw(l.bodies[int(sequence)%len(l.bodies)])
 	err := client.Do(request, response)
-	l.answered(sequence, err == nil && response.StatusCode() == http.StatusOK, response.Body())
+	stuck := int(sequence)%len(l.urls) < l.hanging
+	l.answered(sequence, err == nil && response.StatusCode() == http.StatusOK, stuck, response.Body())
 }
 
-func (l *load) answered(sequence int64, ok bool, body []byte) {
+func (l *load) answered(sequence int64, ok, stuck bool, body []byte) {
 	var accepted struct {
 		EventID string `json:"event_id"`
 	}
 	if ok && json.Unmarshal(body, &accepted) != nil {
 		ok = false
 	}
-	l.ledger.answer(sequence, accepted.EventID, ok)
+	l.ledger.answer(sequence, accepted.EventID, ok, stuck)
 }
 
 // open sends at a given rate, whatever the answers: as many callers as that takes, so that a slow answer delays no other
@@ -122,7 +125,7 @@ func (l *load) target(t *vegeta.Target) error {
 // hit notes an answer: when it was to be sent and when the answer came, not when it is looked at here.
 func (l *load) hit(result *vegeta.Result) {
 	sequence := int64(result.Seq)
-	l.answered(sequence, result.Code == http.StatusOK, result.Body)
+	l.answered(sequence, result.Code == http.StatusOK, slices.Contains(l.urls[:l.hanging], result.URL), result.Body)
 	e := l.ledger.entry(sequence)
 	sent := max(int64(result.Timestamp.Sub(l.ledger.start)), 1)
 	e.sent.Store(sent)

@@ -22,7 +22,14 @@ type receiver struct {
 	server  *fasthttp.Server
 	url     string
 	seen    failures
+	stopped chan struct{}
 }
+
+// hangingPath is that of destinations which answer nothing until their timeout.
+const hangingPath = "/hangs"
+
+// webhookTimeout is the longest timeout of a destination.
+const webhookTimeout = 2 * time.Minute
 
 // startReceiver listens on a free port of host.
 func startReceiver(host string, l *ledger, latency time.Duration, fail float64) (*receiver, error) {
@@ -30,15 +37,25 @@ func startReceiver(host string, l *ledger, latency time.Duration, fail float64) 
 	if err != nil {
 		return nil, fmt.Errorf("start receiver: %w", err)
 	}
-	r := &receiver{ledger: l, latency: latency, fail: fail, url: "http://" + listener.Addr().String()}
+	r := &receiver{ledger: l, latency: latency, fail: fail, url: "http://" + listener.Addr().String(), stopped: make(chan struct{})}
 	r.server = &fasthttp.Server{Handler: r.handle, MaxRequestBodySize: 64 << 20, NoDefaultServerHeader: true, NoDefaultDate: true, Concurrency: 100_000}
 	go func() { _ = r.server.Serve(listener) }()
 	return r, nil
 }
 
-func (r *receiver) stop() { _ = r.server.Shutdown() }
+func (r *receiver) stop() {
+	close(r.stopped)
+	_ = r.server.Shutdown()
+}
 
 func (r *receiver) handle(ctx *fasthttp.RequestCtx) {
+	if string(ctx.Path()) == hangingPath {
+		select { // it can't see that its caller has gone
+		case <-r.stopped:
+		case <-time.After(webhookTimeout):
+		}
+		return
+	}
 	r.ledger.requests.Add(1)
 	sequence, err := strconv.ParseInt(string(ctx.Request.Header.Peek(HeaderSequence)), 10, 64)
 	if err != nil {

@@ -24,6 +24,9 @@ func (r Result) Print(out io.Writer) {
 		line("%s\t%.1f\t%.1f\t%.1f\t%.1f", l.name, l.P50, l.P95, l.P99, l.Max)
 	}
 	_ = w.Flush()
+	if r.Hanging > 0 {
+		_, _ = fmt.Fprintf(out, "\n%d destinations hang; %d webhooks were accepted for them and are not in \"end to end\"\n", r.Hanging, r.Stuck)
+	}
 	_, _ = fmt.Fprintf(out, `
 per event      %.2f ms CPU (%.2f without Postgres), %.2f commits, %.0f bytes of WAL, %.3f requests to Temporal
 memory         %.0f MB at most

@@ -185,17 +185,23 @@ func (q *Queries) SigningSecrets(ctx context.Context, destinationID uuid.UUID) (
 
 const updateDestination = `-- name: UpdateDestination :exec
 update destinations set url = $2, secret_path = $3, timeout_ms = coalesce($4, timeout_ms),
-    schedule = coalesce($5, schedule), headers = coalesce($6, headers), updated_at = now()
+    schedule = coalesce($5, schedule), headers = coalesce($6, headers),
+    circuit = coalesce($7, circuit),
+    max_concurrency = nullif(coalesce($8::int, max_concurrency), 0),
+    rate_per_second = nullif(coalesce($9::int, rate_per_second), 0), updated_at = now()
 where id = $1
 `
 
 type UpdateDestinationParams struct {
-	ID         uuid.UUID
-	Url        string
-	SecretPath bool
-	TimeoutMs  *int32
-	Schedule   json.RawMessage
-	Headers    json.RawMessage
+	ID             uuid.UUID
+	Url            string
+	SecretPath     bool
+	TimeoutMs      *int32
+	Schedule       json.RawMessage
+	Headers        json.RawMessage
+	Circuit        json.RawMessage
+	MaxConcurrency *int32
+	RatePerSecond  *int32
 }
 
 func (q *Queries) UpdateDestination(ctx context.Context, arg UpdateDestinationParams) error {
@@ -206,6 +212,9 @@ func (q *Queries) UpdateDestination(ctx context.Context, arg UpdateDestinationPa
 		arg.TimeoutMs,
 		arg.Schedule,
 		arg.Headers,
+		arg.Circuit,
+		arg.MaxConcurrency,
+		arg.RatePerSecond,
 	)
 	return err
 }

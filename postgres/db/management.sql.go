@@ -170,7 +170,7 @@ func (q *Queries) DeliveryExists(ctx context.Context, id uuid.UUID) (uuid.UUID, 
 const destinationsOf = `-- name: DestinationsOf :many
 select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule,
     array(select h from jsonb_object_keys(d.headers) h order by h)::text[] as header_names,
-    d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
+    d.max_concurrency, d.rate_per_second, d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
     d.circuit, coalesce(c.state, 'closed') as circuit_state, c.opened_at, c.probe_until, c.failing_since, c.failed_at
 from destinations d
 left join circuits c on c.destination_id = d.id
@@ -186,6 +186,8 @@ type DestinationsOfRow struct {
 	TimeoutMs      int32
 	Schedule       json.RawMessage
 	HeaderNames    []string
+	MaxConcurrency *int32
+	RatePerSecond  *int32
 	PausedAt       *time.Time
 	DisabledAt     *time.Time
 	DisabledReason *string
@@ -215,6 +217,8 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 			&i.TimeoutMs,
 			&i.Schedule,
 			&i.HeaderNames,
+			&i.MaxConcurrency,
+			&i.RatePerSecond,
 			&i.PausedAt,
 			&i.DisabledAt,
 			&i.DisabledReason,
@@ -316,21 +320,23 @@ func (q *Queries) GetPayload(ctx context.Context, id uuid.UUID) (GetPayloadRow, 
 }
 
 const insertDestination = `-- name: InsertDestination :one
-insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit, max_concurrency, rate_per_second)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 returning created_at
 `
 
 type InsertDestinationParams struct {
-	ID         uuid.UUID
-	TenantID   uuid.UUID
-	EndpointID uuid.UUID
-	Url        string
-	SecretPath bool
-	TimeoutMs  int32
-	Schedule   json.RawMessage
-	Headers    json.RawMessage
-	Circuit    json.RawMessage
+	ID             uuid.UUID
+	TenantID       uuid.UUID
+	EndpointID     uuid.UUID
+	Url            string
+	SecretPath     bool
+	TimeoutMs      int32
+	Schedule       json.RawMessage
+	Headers        json.RawMessage
+	Circuit        json.RawMessage
+	MaxConcurrency *int32
+	RatePerSecond  *int32
 }
 
 func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationParams) (time.Time, error) {
@@ -344,6 +350,8 @@ func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationPa
 		arg.Schedule,
 		arg.Headers,
 		arg.Circuit,
+		arg.MaxConcurrency,
+		arg.RatePerSecond,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)

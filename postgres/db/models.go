@@ -330,4 +330,5 @@ type Worker struct {
 	AliveUntil time.Time
 	StartedAt  time.Time
 	Host       string
+	Counted    []uuid.UUID
 }

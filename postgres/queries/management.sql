@@ -13,8 +13,8 @@ returning created_at;
 insert into endpoint_secrets (id, endpoint_id, tenant_id, secret) values ($1, $2, $3, $4);
 
 -- name: InsertDestination :one
-insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit, max_concurrency, rate_per_second)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 returning created_at;
 
 -- name: InsertDestinationSecret :exec
@@ -46,7 +46,7 @@ select count(*) from destinations where endpoint_id = $1 and deleted_at is null;
 -- name: DestinationsOf :many
 select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule,
     array(select h from jsonb_object_keys(d.headers) h order by h)::text[] as header_names,
-    d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
+    d.max_concurrency, d.rate_per_second, d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
     d.circuit, coalesce(c.state, 'closed') as circuit_state, c.opened_at, c.probe_until, c.failing_since, c.failed_at
 from destinations d
 left join circuits c on c.destination_id = d.id
