@@ -202,6 +202,8 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTarget) bool {
 	defer b.decided.Done()
 	switch {
+	case row.Canceled && to.target != nil:
+		b.endUnsent(ctx, row, to)
 	case to.target == nil || to.Held:
 		b.putOff(row, heldDelay)
 	case !b.begin(ctx, to):

@@ -25,6 +25,10 @@ type Recording struct {
 	Commitment *postgres.Commitment
 	// LookOnly: record nothing, only say where the delivery stands.
 	LookOnly bool
+	// Cancel: no attempt was made, and none shall be; the delivery ends. Of Outcome only EndpointURL counts.
+	Cancel bool
+	// Unused (of a Cancel) is how many counted starts surely never became a request.
+	Unused int
 }
 
 // Response is what the receiver answered. It goes into Postgres, never through a workflow.
@@ -162,6 +166,9 @@ func (r *Recording) standing(d *postgres.Delivery) Progress {
 
 // apply makes the attempt's leaf, the terminal leaf if the delivery is over, and moves d to where it stands then.
 func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
+	if r.Cancel {
+		return endCanceled(d, r.Outcome.EndpointURL, r.Unused)
+	}
 	before := *d
 	attempt, err := r.attempt(d)
 	if err != nil {
@@ -173,6 +180,15 @@ func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
 	switch delivery.State(d.State) {
 	case delivery.Delivered:
 	case delivery.Pending:
+		if d.CancelRequested {
+			ended, err := endCanceled(d, r.Outcome.EndpointURL, 0)
+			if err != nil {
+				*d = before
+				return postgres.Change{}, err
+			}
+			change.Attempts = append(change.Attempts, ended.Attempts...)
+			break
+		}
 		change.Delay, change.Park = r.Outcome.Delay, r.Outcome.Park
 		d.DueIn = change.Delay
 		if change.Park {

@@ -9,6 +9,7 @@ import (
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 
+	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 )
@@ -57,6 +58,8 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	switch {
 	case errors.Is(err, postgres.ErrMoved):
 		return a.alreadyRecorded(ctx, deliveryID, in)
+	case errors.Is(err, postgres.ErrCanceled):
+		return a.endUnsent(ctx, in, &out.Destination, counted)
 	case errors.Is(err, postgres.ErrHeld):
 		return SendResult{Held: true, Unused: counted}, nil
 	case err != nil:
@@ -110,7 +113,10 @@ func (a *Activities) alreadyRecorded(ctx context.Context, deliveryID uuid.UUID, 
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("look up attempt", notSent, err)
 	}
-	if progress.Moved {
+	switch {
+	case progress.Moved && progress.State == string(delivery.Canceled):
+		return SendResult{Canceled: true}, nil
+	case progress.Moved:
 		return SendResult{Moved: true}, nil
 	}
 	return SendResult{Progress: &progress}, nil

@@ -27,6 +27,7 @@ const (
 	APIKey      Kind = "key"
 	Worker      Kind = "wrk"
 	Claim       Kind = "clm"
+	Job         Kind = "job"
 )
 
 // New makes a UUIDv7 of the present millisecond.

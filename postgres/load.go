@@ -44,6 +44,9 @@ type Destination struct {
 // ErrMoved means that the delivery isn't (any longer) where the caller thinks: another carrier has it, or it is over.
 var ErrMoved = errors.New("delivery has moved on")
 
+// ErrCanceled means that somebody canceled the delivery: its carrier ends it instead of sending.
+var ErrCanceled = errors.New("delivery is canceled")
+
 // ErrHeld means that nothing may be sent to the destination now: it is paused, disabled or removed.
 var ErrHeld = errors.New("destination is held")
 
@@ -54,14 +57,15 @@ type Start struct {
 	Attempt  int
 }
 
-// Loaded answers a Start: Err is ErrMoved or ErrHeld if nothing may be sent.
+// Loaded answers a Start: Err is ErrMoved, ErrHeld or ErrCanceled if nothing may be sent. With ErrCanceled there is only a
+// Destination.
 type Loaded struct {
 	Outgoing
 	Err error
 }
 
 const fenceSQL = `
-select d.id, d.event_id, d.destination_id, d.epoch, d.next_attempt from deliveries d where d.id = any($1) and d.state = 'pending'`
+select d.id, d.event_id, d.destination_id, d.epoch, d.next_attempt, d.cancel_requested from deliveries d where d.id = any($1) and d.state = 'pending'`
 
 // Load reads what attempts need, in the order of starts. It counts nothing; see CountStart.
 func Load(ctx context.Context, pool *pgxpool.Pool, starts []Start) ([]Loaded, error) {
@@ -87,14 +91,16 @@ func Load(ctx context.Context, pool *pgxpool.Pool, starts []Start) ([]Loaded, er
 			loaded[i].Err = ErrMoved
 			continue
 		}
-		loaded[i].complete(events[f.event], destinations[f.destination])
+		loaded[i].complete(f, events[f.event], destinations[f.destination])
 	}
 	return loaded, nil
 }
 
 // complete takes what was read for an attempt.
-func (l *Loaded) complete(p *Payload, d *Destination) {
+func (l *Loaded) complete(f *fence, p *Payload, d *Destination) {
 	switch {
+	case f.canceled && d != nil:
+		l.Destination, l.Err = *d, ErrCanceled
 	case p == nil || p.Salt == nil:
 		l.Err = ErrMoved // its payload is gone: an empty body would be another webhook
 	case d == nil || d.Held:
@@ -108,6 +114,7 @@ func (l *Loaded) complete(p *Payload, d *Destination) {
 type fence struct {
 	event, destination uuid.UUID
 	epoch, attempt     int
+	canceled           bool
 }
 
 func (f *fence) holds(s Start) bool { return f != nil && f.epoch == s.Epoch && f.attempt == s.Attempt }
@@ -125,7 +132,7 @@ func readFences(ctx context.Context, pool *pgxpool.Pool, starts []Start) (map[uu
 	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*fence, error) {
 		var delivery uuid.UUID
 		f := &fence{}
-		err := row.Scan(&delivery, &f.event, &f.destination, &f.epoch, &f.attempt)
+		err := row.Scan(&delivery, &f.event, &f.destination, &f.epoch, &f.attempt, &f.canceled)
 		fences[delivery] = f
 		return f, err
 	})
@@ -147,11 +154,11 @@ func readOutgoing(ctx context.Context, pool *pgxpool.Pool, events map[uuid.UUID]
 const countStartSQL = `
 update deliveries d set lost_starts = d.lost_starts + 1
 from destinations t
-where d.id = $1 and d.epoch = $2 and d.next_attempt = $3 and d.state = 'pending'
+where d.id = $1 and d.epoch = $2 and d.next_attempt = $3 and d.state = 'pending' and not d.cancel_requested
   and t.id = d.destination_id and t.paused_at is null and t.disabled_at is null and t.deleted_at is null`
 
 // CountStart counts a send that no claim has counted, and commits that before anything is sent, so that a lost one
-// shows. It reports false, and counts nothing, if the delivery has moved on or its destination is held.
+// shows. It reports false, and counts nothing, if the delivery has moved on, is canceled, or its destination is held.
 func CountStart(ctx context.Context, pool *pgxpool.Pool, s Start) (bool, error) {
 	tag, err := pool.Exec(ctx, countStartSQL, s.Delivery, s.Epoch, s.Attempt)
 	if err != nil {

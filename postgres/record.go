@@ -30,6 +30,8 @@ type Delivery struct {
 	Leaves        int
 	LastLeafHash  []byte // nil before the first leaf
 	DueIn         time.Duration
+	// CancelRequested: it shall end instead of being tried again.
+	CancelRequested bool
 	Commitment
 }
 
@@ -79,7 +81,8 @@ type Change struct {
 const lockSQL = `
 select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
     (select l.origin from logs l where l.id = d.log_id), d.state, d.epoch, d.next_attempt,
-    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000
+    d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000,
+    d.cancel_requested
 from deliveries d
 where d.id = any($1)
 order by d.id
@@ -123,7 +126,7 @@ func beginAndLock(ctx context.Context, conn *pgxpool.Conn, ids []uuid.UUID) (map
 			d := &Delivery{}
 			var dueMS float64
 			err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
-				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS)
+				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS, &d.CancelRequested)
 			d.DueIn = time.Duration(dueMS) * time.Millisecond
 			locked[d.ID] = d
 			return d, err

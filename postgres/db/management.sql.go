@@ -105,7 +105,7 @@ func (q *Queries) CountDestinations(ctx context.Context, endpointID uuid.UUID) (
 }
 
 const deliveriesOf = `-- name: DeliveriesOf :many
-select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at
+select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.redelivery_of
 from deliveries d
 where d.event_id = $1 and d.id between $2 and $3
 order by d.id
@@ -119,6 +119,7 @@ type DeliveriesOfRow struct {
 	NextAttempt   int32
 	DueAt         *time.Time
 	FinishedAt    *time.Time
+	RedeliveryOf  *uuid.UUID
 }
 
 // The bounds are those of the event's millisecond, which its deliveries carry too: only one partition is read.
@@ -139,6 +140,7 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 			&i.NextAttempt,
 			&i.DueAt,
 			&i.FinishedAt,
+			&i.RedeliveryOf,
 		); err != nil {
 			return nil, err
 		}
