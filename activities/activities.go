@@ -38,8 +38,8 @@ type SendInput struct {
 type SendResult struct {
 	// Moved: nothing was sent, because the delivery isn't (any longer) this carrier's.
 	Moved bool
-	// Canceled: nothing was sent, because somebody canceled the delivery, which is over now.
-	Canceled bool
+	// Canceled: nothing was sent, because somebody canceled the delivery, which is over. It is recorded.
+	Canceled bool `json:",omitempty"`
 	// Held: nothing was sent, because the destination is paused, disabled or removed.
 	Held bool
 	// Unused (of a held one): the start that the claim counted was this one's, so nothing was sent for it.

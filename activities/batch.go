@@ -203,7 +203,7 @@ func (b *batch) mayBegin(ctx context.Context, row postgres.BatchRow, to *batchTa
 	defer b.decided.Done()
 	switch {
 	case row.Canceled && to.target != nil:
-		b.endUnsent(ctx, row, to)
+		b.cancel(ctx, row, to)
 	case to.target == nil || to.Held:
 		b.putOff(row, heldDelay)
 	case !b.begin(ctx, to):

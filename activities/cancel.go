@@ -37,64 +37,69 @@ func Cancel(ctx context.Context, db *pgxpool.Pool, deliveryID uuid.UUID) (postgr
 		if err != nil {
 			return postgres.Change{}, fmt.Errorf("destination of delivery %s: %w", id.Delivery.Format(d.ID), err)
 		}
-		return endCanceled(d, endpointURL, 0)
+		return endCanceled(d, delivery.ReasonRequested, endpointURL)
 	})
 }
 
-// endCanceled makes the leaf of the decision to send no more, because somebody asked for it. unused is how many counted
-// starts surely never became a request; the others were lost.
-func endCanceled(d *postgres.Delivery, endpointURL string, unused int) (postgres.Change, error) {
-	before := *d
-	d.LostStarts = max(d.LostStarts-unused, 0)
-	end, err := decisionAttempt(d, delivery.KindCanceled, string(delivery.ReasonRequested), endpointURL)
+// endCanceled makes the leaf that says why no (more) requests are sent, and ends d. Starts that are still counted were lost.
+func endCanceled(d *postgres.Delivery, reason delivery.Reason, endpointURL string) (postgres.Change, error) {
+	end, err := decisionAttempt(d, delivery.KindCanceled, string(reason), endpointURL)
 	if err != nil {
-		*d = before
 		return postgres.Change{}, err
 	}
 	d.State, d.LostStarts = string(delivery.Canceled), 0
 	return postgres.Change{Delivery: d, Attempts: []postgres.Attempt{end}}, nil
 }
 
-// endUnsent ends a delivery that was canceled before its carrier could send it. counted: its start had been counted.
-func (a *Activities) endUnsent(ctx context.Context, in SendInput, to *postgres.Destination, counted bool) (SendResult, error) {
-	recording, err := cancelRecording(to, counted)
-	if err == nil {
-		recording.Delivery, err = id.Delivery.Parse(in.DeliveryID)
+// cancel ends d without an attempt.
+func (r *Recording) cancel(d *postgres.Delivery) (postgres.Change, error) {
+	before := *d
+	if r.Unused {
+		d.LostStarts = max(d.LostStarts-1, 0)
 	}
+	change, err := endCanceled(d, r.Cancel, r.Outcome.EndpointURL)
 	if err != nil {
-		return SendResult{}, temporal.NewApplicationErrorWithCause("end canceled delivery", notSent, err)
+		*d = before
 	}
-	recording.Epoch, recording.Attempt = in.Epoch, in.Attempt
-	progress, err := a.Recorder.Record(ctx, recording)
+	return change, err
+}
+
+// canceling is the recording that ends a delivery which somebody canceled. Unused says that the start that was counted for it
+// never became a request.
+func canceling(to *postgres.Destination, start postgres.Start, unused bool) (Recording, error) {
+	endpointURL, err := attestation.EndpointURL(to.URL, to.SecretPath)
+	return Recording{
+		Delivery: start.Delivery, Epoch: start.Epoch, Attempt: start.Attempt,
+		Cancel: delivery.ReasonRequested, Unused: unused, Outcome: Outcome{EndpointURL: endpointURL},
+	}, err
+}
+
+// cancelUnsent ends a delivery that was canceled before its carrier sent it. An error is one of SendAttempt, and nothing was
+// sent: it is tried again, and finds the delivery over if it was recorded after all.
+func (a *Activities) cancelUnsent(ctx context.Context, to *postgres.Destination, start postgres.Start, unused bool) (SendResult, error) {
+	recording, err := canceling(to, start, unused)
+	var progress Progress
+	if err == nil {
+		progress, err = a.Recorder.Record(ctx, recording)
+	}
 	switch {
 	case err != nil:
-		return SendResult{}, temporal.NewApplicationErrorWithCause("end canceled delivery", notSent, err)
-	case progress.State == string(delivery.Canceled):
-		return SendResult{Canceled: true}, nil
-	default:
+		return SendResult{}, temporal.NewApplicationErrorWithCause("cancel delivery", notSent, err)
+	case progress.State != string(delivery.Canceled):
 		return SendResult{Moved: true}, nil
 	}
+	return SendResult{Canceled: true}, nil
 }
 
-func cancelRecording(to *postgres.Destination, counted bool) (Recording, error) {
-	endpointURL, err := attestation.EndpointURL(to.URL, to.SecretPath)
-	r := Recording{Cancel: true, Outcome: Outcome{EndpointURL: endpointURL}}
-	if counted {
-		r.Unused = 1
-	}
-	return r, err
-}
-
-// endUnsent ends a delivery of the batch that was canceled before it was sent. If that fails it goes back into the queue,
-// where whoever carries out the command finds it.
-func (b *batch) endUnsent(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
+// cancel ends a delivery of the batch that was canceled before it was sent. If it can't be recorded it goes back into the
+// queue, where whoever carries out the command finds it.
+func (b *batch) cancel(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
 	defer cancel()
-	recording, err := cancelRecording(to.Destination, true)
+	recording, err := canceling(to.Destination, postgres.Start{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt}, true)
 	if err == nil {
-		recording.Delivery, recording.Epoch, recording.Attempt = row.DeliveryID, row.Epoch, row.Attempt
 		recording.Commitment = &row.Payload.Commitment
-		_, err = b.Recorder.Record(ctx, recording)
+		_, err = b.recordInTime(ctx, recording)
 	}
 	if err != nil {
 		b.putOff(row, 0)

@@ -289,7 +289,7 @@ func requireEnd(t testing.TB, d deliveryRow, leaves []*verify.Leaf) {
 	}
 	require.Equal(t, 1, terminal)
 	last := leaves[len(leaves)-1]
-	require.Equal(t, map[string]string{"delivered": "attempt", "dead": "dead"}[d.State], last.Kind)
+	require.Equal(t, map[string]string{"delivered": "attempt", "dead": "dead", "canceled": "canceled"}[d.State], last.Kind)
 	require.False(t, d.Queued, "a delivery that is over isn't in the queue")
 	require.Nil(t, d.DueIn)
 	require.Nil(t, d.CheckIn)

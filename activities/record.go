@@ -23,12 +23,12 @@ type Recording struct {
 	Response Response
 	// Commitment is that of the event, if the sender has it at hand; nil: it is read.
 	Commitment *postgres.Commitment
+	// Cancel, if set, is why the delivery ends here: Attempt is not made, and a leaf of kind canceled says so.
+	Cancel delivery.Reason
+	// Unused (of a cancel): the start that the claim counted surely never became a request.
+	Unused bool
 	// LookOnly: record nothing, only say where the delivery stands.
 	LookOnly bool
-	// Cancel: no attempt was made, and none shall be; the delivery ends. Of Outcome only EndpointURL counts.
-	Cancel bool
-	// Unused (of a Cancel) is how many counted starts surely never became a request.
-	Unused int
 }
 
 // Response is what the receiver answered. It goes into Postgres, never through a workflow.
@@ -166,8 +166,8 @@ func (r *Recording) standing(d *postgres.Delivery) Progress {
 
 // apply makes the attempt's leaf, the terminal leaf if the delivery is over, and moves d to where it stands then.
 func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
-	if r.Cancel {
-		return endCanceled(d, r.Outcome.EndpointURL, r.Unused)
+	if r.Cancel != "" {
+		return r.cancel(d)
 	}
 	before := *d
 	attempt, err := r.attempt(d)
@@ -181,7 +181,7 @@ func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
 	case delivery.Delivered:
 	case delivery.Pending:
 		if d.CancelRequested {
-			ended, err := endCanceled(d, r.Outcome.EndpointURL, 0)
+			ended, err := endCanceled(d, delivery.ReasonRequested, r.Outcome.EndpointURL)
 			if err != nil {
 				*d = before
 				return postgres.Change{}, err

@@ -59,7 +59,7 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	case errors.Is(err, postgres.ErrMoved):
 		return a.alreadyRecorded(ctx, deliveryID, in)
 	case errors.Is(err, postgres.ErrCanceled):
-		return a.endUnsent(ctx, in, &out.Destination, counted)
+		return a.cancelUnsent(ctx, &out.Destination, start, counted)
 	case errors.Is(err, postgres.ErrHeld):
 		return SendResult{Held: true, Unused: counted}, nil
 	case err != nil:
@@ -113,10 +113,10 @@ func (a *Activities) alreadyRecorded(ctx context.Context, deliveryID uuid.UUID, 
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("look up attempt", notSent, err)
 	}
-	switch {
-	case progress.Moved && progress.State == string(delivery.Canceled):
+	if progress.Moved && progress.State == string(delivery.Canceled) {
 		return SendResult{Canceled: true}, nil
-	case progress.Moved:
+	}
+	if progress.Moved {
 		return SendResult{Moved: true}, nil
 	}
 	return SendResult{Progress: &progress}, nil

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -12,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -23,10 +23,11 @@ import (
 // maxManagementBody bounds the JSON of management requests.
 const maxManagementBody = 1 << 20
 
-// bodies are the types of the JSON bodies that routes take. A POST route that isn't named here takes none.
+// bodies are the types of the JSON bodies that routes take, by method and path. A route that isn't named here takes none.
 var bodies = map[string]reflect.Type{
-	"/api/v1/endpoints":                           reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
-	"/api/v1/endpoints/:endpoint_id/destinations": reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
+	"POST /api/v1/endpoints":                           reflect.TypeFor[openapi.CreateEndpointJSONRequestBody](),
+	"POST /api/v1/endpoints/:endpoint_id/destinations": reflect.TypeFor[openapi.AddDestinationJSONRequestBody](),
+	"POST /api/v1/redeliveries":                        reflect.TypeFor[openapi.CreateRedeliveryJobJSONRequestBody](),
 }
 
 // checkBody reads a request's JSON before the generated code does and refuses what encoding/json would silently mend.
@@ -39,16 +40,22 @@ func (s *Server) checkBody(c *gin.Context) {
 		s.fail(c, bodyError(err))
 		return
 	}
-	of, ok := bodies[c.FullPath()]
-	if !ok {
-		s.fail(c, fmt.Errorf("route %s has no type of body", c.FullPath()))
-		return
-	}
-	if err := checkJSON(body, of); err != nil {
+	if err := checkBytes(body, bodies[c.Request.Method+" "+c.FullPath()]); err != nil {
 		s.fail(c, err)
 		return
 	}
 	c.Request.Body = io.NopCloser(bytes.NewReader(body))
+}
+
+// checkBytes wants JSON of type t, or nothing where there is no type.
+func checkBytes(body []byte, t reflect.Type) error {
+	if t != nil {
+		return checkJSON(body, t)
+	}
+	if len(body) > 0 {
+		return malformed("This request takes no body. Send it without one.")
+	}
+	return nil
 }
 
 // checkJSON wants exactly the members of t, in their spelling, each once and of its type, no null, no NUL (which neither
@@ -123,6 +130,8 @@ func (j *jsonCheck) value(path string, t reflect.Type) error {
 		return err
 	}
 	switch delim, _ := tok.(json.Delim); {
+	case t == reflect.TypeFor[time.Time]():
+		return moment(path, tok)
 	case t.Kind() == reflect.Struct && delim == '{':
 		return j.object(path, t)
 	case t.Kind() == reflect.Map && delim == '{':
@@ -241,6 +250,15 @@ func scalar(path string, t reflect.Type, tok json.Token) error {
 	default:
 		return invalidField(path, "must be %s", wanted)
 	}
+}
+
+// moment wants a time of RFC 3339, as encoding/json does.
+func moment(path string, tok json.Token) error {
+	text, _ := tok.(string)
+	if _, err := time.Parse(time.RFC3339, text); err != nil {
+		return invalidField(path, "must be a time such as 2026-11-24T08:00:00Z")
+	}
+	return nil
 }
 
 func join(path, name string) string {

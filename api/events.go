@@ -114,7 +114,7 @@ func readDeliveries(ctx context.Context, q *db.Queries, eventID uuid.UUID) ([]op
 		place[row.ID] = i
 		deliveries[i] = openapi.Delivery{
 			ID: id.Delivery.Format(row.ID), DestinationID: id.Destination.Format(row.DestinationID), State: row.State, Lane: row.Lane,
-			DueAt: row.DueAt, FinishedAt: row.FinishedAt, Attempts: []openapi.Attempt{},
+			DueAt: row.DueAt, FinishedAt: row.FinishedAt, Attempts: []openapi.Attempt{}, RedeliveryOf: optionalID(id.Delivery, row.RedeliveryOf),
 		}
 		for n := id.Decision; n <= int(row.NextAttempt); n++ {
 			attempts = append(attempts, id.AttemptOf(row.ID, n))

@@ -38,6 +38,9 @@ var (
 	kindTooSlow      = kind{"request-timeout", http.StatusRequestTimeout, "Request too slow"}
 	kindKeyConflict  = kind{"idempotency-conflict", http.StatusConflict, "Idempotency-Key used before"}
 	kindLimitReached = kind{"limit-reached", http.StatusConflict, "Limit reached"}
+	kindFinished     = kind{"already-finished", http.StatusConflict, "Already finished"}
+	kindUnfinished   = kind{"not-finished", http.StatusConflict, "Not finished"}
+	kindRemoved      = kind{"destination-removed", http.StatusConflict, "Destination removed"}
 	kindGone         = kind{"erased", http.StatusGone, "Erased"}
 	kindTooLarge     = kind{"too-large", http.StatusRequestEntityTooLarge, "Request too large"}
 	kindField        = kind{"invalid-field", http.StatusUnprocessableEntity, "Invalid field"}

@@ -21,7 +21,7 @@ import (
 var (
 	// ErrErased: the payload of its event is gone.
 	ErrErased = errors.New("payload is erased")
-	// ErrRemoved: its destination, endpoint or tenant is removed.
+	// ErrRemoved: its destination or tenant is removed.
 	ErrRemoved = errors.New("destination is removed")
 	// ErrRedelivered: it was delivered again before. Only jobs ask: of a row of redeliveries the last one counts.
 	ErrRedelivered = errors.New("delivery was redelivered before")
@@ -48,9 +48,8 @@ where d.id = any($1) and d.tenant_id = $2 and d.state <> 'pending'`
 
 	presentSQL = `
 select t.id from destinations t
-join endpoints e on e.id = t.endpoint_id
 join tenants n on n.id = t.tenant_id
-where t.id = any($1) and t.deleted_at is null and e.deleted_at is null and n.deleted_at is null`
+where t.id = any($1) and t.deleted_at is null and n.deleted_at is null`
 
 	redeliveredSQL = `select r.delivery_id from redeliveries r where r.delivery_id = any($1)`
 

@@ -529,7 +529,7 @@ type Redelivery struct {
 
 // RedeliveryCount defines model for RedeliveryCount.
 type RedeliveryCount struct {
-	// Complete `false`: there are more than could be counted within 10 s. Ask for a shorter time.
+	// Complete `false`: there are more than could be counted within 5 s. Ask for a shorter time.
 	Complete bool `json:"complete"`
 
 	// Total How many deliveries the filter finds.
@@ -973,7 +973,7 @@ type ClientInterface interface {
 	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-	// 10 unfinished jobs.
+	// 10 unfinished jobs and one dry run at a time (409).
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -986,7 +986,7 @@ type ClientInterface interface {
 	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-	// 10 unfinished jobs.
+	// 10 unfinished jobs and one dry run at a time (409).
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1356,7 +1356,7 @@ func (c *Client) ListRedeliveryJobs(ctx context.Context, params *ListRedeliveryJ
 // then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 // created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 // redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-// 10 unfinished jobs.
+// 10 unfinished jobs and one dry run at a time (409).
 //
 // Takes any type of body and a specified content type.
 //
@@ -1379,7 +1379,7 @@ func (c *Client) CreateRedeliveryJobWithBody(ctx context.Context, contentType st
 // then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 // created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 // redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-// 10 unfinished jobs.
+// 10 unfinished jobs and one dry run at a time (409).
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2788,7 +2788,7 @@ type ClientWithResponsesInterface interface {
 	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-	// 10 unfinished jobs.
+	// 10 unfinished jobs and one dry run at a time (409).
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -2801,7 +2801,7 @@ type ClientWithResponsesInterface interface {
 	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-	// 10 unfinished jobs.
+	// 10 unfinished jobs and one dry run at a time (409).
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5046,7 +5046,7 @@ func (c *ClientWithResponses) ListRedeliveryJobsWithResponse(ctx context.Context
 // then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 // created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 // redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-// 10 unfinished jobs.
+// 10 unfinished jobs and one dry run at a time (409).
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -5065,7 +5065,7 @@ func (c *ClientWithResponses) CreateRedeliveryJobWithBodyWithResponse(ctx contex
 // then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 // created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 // redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-// 10 unfinished jobs.
+// 10 unfinished jobs and one dry run at a time (409).
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -524,7 +524,7 @@ type Redelivery struct {
 
 // RedeliveryCount defines model for RedeliveryCount.
 type RedeliveryCount struct {
-	// Complete `false`: there are more than could be counted within 10 s. Ask for a shorter time.
+	// Complete `false`: there are more than could be counted within 5 s. Ask for a shorter time.
 	Complete bool `json:"complete"`
 
 	// Total How many deliveries the filter finds.

@@ -257,3 +257,15 @@ func (q *Queries) RequestCancel(ctx context.Context, ids []uuid.UUID) (int64, er
 	}
 	return result.RowsAffected(), nil
 }
+
+const tryLockRedeliveryCount = `-- name: TryLockRedeliveryCount :one
+select pg_try_advisory_xact_lock(hashtextextended('kapsel redelivery count ' || $1::text, 0))
+`
+
+// One count of a tenant at a time: each may take seconds and holds a connection.
+func (q *Queries) TryLockRedeliveryCount(ctx context.Context, tenantID string) (bool, error) {
+	row := q.db.QueryRow(ctx, tryLockRedeliveryCount, tenantID)
+	var pg_try_advisory_xact_lock bool
+	err := row.Scan(&pg_try_advisory_xact_lock)
+	return pg_try_advisory_xact_lock, err
+}

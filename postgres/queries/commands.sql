@@ -23,6 +23,10 @@ select d.created_at, d.endpoint_id from destinations d where d.id = $1;
 -- Serialises those who create jobs for a tenant, so that the limit on their number holds.
 select pg_advisory_xact_lock(hashtextextended('kapsel redelivery jobs ' || sqlc.arg(tenant_id)::text, 0));
 
+-- name: TryLockRedeliveryCount :one
+-- One count of a tenant at a time: each may take seconds and holds a connection.
+select pg_try_advisory_xact_lock(hashtextextended('kapsel redelivery count ' || sqlc.arg(tenant_id)::text, 0));
+
 -- name: CountOpenRedeliveryJobs :one
 select count(*) from redelivery_jobs j where j.finished_at is null;
 
