@@ -75,14 +75,14 @@ func (c *commandTest) give(t *testing.T, order postgres.Order) (over bool) {
 func (c *commandTest) again(t *testing.T) (over bool) {
 	t.Helper()
 	c.exec(t, "update delivery_commands set try_at = now()")
-	require.NoError(t, c.Commander.round(t.Context()))
-	require.NoError(t, c.Commander.db.QueryRow(t.Context(), "select bool_and(relayed_at is not null) from delivery_commands").Scan(&over))
+	require.NoError(t, c.round(t.Context()))
+	require.NoError(t, c.db.QueryRow(t.Context(), "select bool_and(relayed_at is not null) from delivery_commands").Scan(&over))
 	return over
 }
 
 func (c *commandTest) state(t *testing.T) (state string) {
 	t.Helper()
-	require.NoError(t, c.Commander.db.QueryRow(t.Context(), "select state from deliveries").Scan(&state))
+	require.NoError(t, c.db.QueryRow(t.Context(), "select state from deliveries").Scan(&state))
 	return state
 }
 
@@ -120,7 +120,7 @@ func TestCancelFindsWhatCameBackIntoTheQueue(t *testing.T) {
 		c.carried(t)
 		c.exec(t, "update deliveries set lost_starts = 1")
 		require.False(t, c.give(t, postgres.OrderCancel))
-		requeued, err := postgres.Requeue(t.Context(), c.Commander.db, c.delivery, 3, 2, 0, 0)
+		requeued, err := postgres.Requeue(t.Context(), c.db, c.delivery, 3, 2, 0, 0)
 		require.NoError(t, err)
 		require.True(t, requeued)
 		require.True(t, c.again(t))
@@ -146,7 +146,7 @@ func TestRetryNowFindsThatTheCarrierIsGone(t *testing.T) {
 		c.carried(t)
 		c.signaler.err = serviceerror.NewNotFound("no such workflow")
 		require.True(t, c.give(t, postgres.OrderRetryNow))
-		overdue, err := postgres.Overdue(t.Context(), c.Commander.db, 10)
+		overdue, err := postgres.Overdue(t.Context(), c.db, 10)
 		require.NoError(t, err)
 		require.Len(t, overdue, 1)
 	})
@@ -169,7 +169,7 @@ func TestACommandThatFailsHoldsUpNoOther(t *testing.T) {
 		c.exec(t, "insert into delivery_commands (delivery_id, tenant_id, command) select id, tenant_id, 'cancel' from deliveries where id <> $1", c.delivery)
 		require.False(t, c.give(t, postgres.OrderCancel))
 		var waiting uuid.UUID
-		require.NoError(t, c.Commander.db.QueryRow(t.Context(), "select delivery_id from delivery_commands where relayed_at is null").Scan(&waiting))
+		require.NoError(t, c.db.QueryRow(t.Context(), "select delivery_id from delivery_commands where relayed_at is null").Scan(&waiting))
 		require.Equal(t, c.delivery, waiting)
 	})
 }
