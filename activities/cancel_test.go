@@ -144,6 +144,32 @@ func TestARequestInFlightIsRecordedFirst(t *testing.T) {
 	}
 }
 
+// The same holds of a later attempt, of which no claim tells.
+func TestALaterRequestInFlightIsRecordedFirst(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var delivery uuid.UUID
+	requests := 0
+	r := newReceiver(t, func(w http.ResponseWriter, request *http.Request) {
+		if requests++; requests == 1 {
+			says(503, "")(w, request)
+			return
+		}
+		if state := b.cancel(t, delivery); state != "pending" {
+			t.Error(state)
+		}
+		says(200, "")(w, request)
+	})
+	delivery, _ = b.claimedFor(t, r.URL)
+	a := b.sender(t)
+	recorded(t, a, first(delivery))
+	second := activities.SendInput{DeliveryID: id.Delivery.Format(delivery), Attempt: 2}
+	require.Equal(t, activities.Progress{State: "delivered"}, recorded(t, a, second))
+	d, _, leaves := b.explained(t, delivery)
+	require.Equal(t, "delivered", d.State)
+	require.Len(t, leaves, 2)
+}
+
 // A batch ends what was canceled before it was sent, and records what it had sent.
 func TestABatchEndsWhatWasCanceled(t *testing.T) {
 	t.Parallel()

@@ -48,7 +48,7 @@ func TestRecordProperty(t *testing.T) {
 		for _, accepted := range b.accept(t, 3, destination) {
 			models = append(models, &model{id: accepted, attempt: 1, state: "pending"})
 		}
-		for range rapid.IntRange(1, 10).Draw(rt, "steps") {
+		for range rapid.IntRange(1, 20).Draw(rt, "steps") {
 			switch m := models[rapid.IntRange(0, 2).Draw(rt, "delivery")]; rapid.IntRange(0, 8).Draw(rt, "what") {
 			case 0, 1:
 				m.start(t, rt, b)
