@@ -262,3 +262,35 @@ func TestJobsProperty(t *testing.T) {
 		require.Equal(t, dead, b.count(t, "select count(*) from deliveries where destination_id = $1 and redelivery_of is not null", destination))
 	})
 }
+
+// Invariant 8 for what commands and redeliveries are stored in.
+func TestCommandsAndJobsAreTheTenantsOwn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	old := b.accept(t, 2)
+	b.die(t, old[0])
+	_, err := postgres.Redeliver(t.Context(), b.engine, b.tenant, old[0], make([]byte, 32))
+	require.NoError(t, err)
+	b.give(t, b.tenant, old[1], postgres.OrderCancel)
+	job := b.addJob(t, b.destination, 10)
+	other, _, _ := b.addTenant(t, "Other Bank")
+	for tenant, want := range map[uuid.UUID]int{b.tenant: 1, other: 0} {
+		require.NoError(t, postgres.InTenant(t.Context(), b.api, tenant, func(tx pgx.Tx) error {
+			for _, table := range []string{"delivery_commands", "redelivery_jobs", "redeliveries"} {
+				var n int
+				require.NoError(t, tx.QueryRow(t.Context(), "select count(*) from "+table).Scan(&n))
+				require.Equal(t, want, n, table)
+			}
+			n, err := db.New(tx).CancelRedeliveryJob(t.Context(), job)
+			require.EqualValues(t, want, n)
+			return err
+		}))
+	}
+	for _, statement := range []string{
+		"select * from redelivery_keys", "insert into redeliveries default values", "update redelivery_jobs set done = 1",
+		"update delivery_commands set relayed_at = now()", "delete from delivery_commands",
+	} {
+		_, err := b.api.Exec(t.Context(), statement)
+		require.ErrorContains(t, err, "permission denied", statement)
+	}
+}

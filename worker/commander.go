@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,8 +23,10 @@ import (
 const (
 	// commandEvery is how often a worker looks for commands.
 	commandEvery = 250 * time.Millisecond
-	// signalFor bounds one signal to Temporal.
-	signalFor = 5 * time.Second
+	// commandsAtOnce is how many commands a worker carries out at a time, and signalFor bounds one's signal: while Temporal
+	// doesn't answer, what needs only Postgres goes on.
+	commandsAtOnce = 8
+	signalFor      = 2 * time.Second
 	// commandsKept is how long commands that were carried out are kept, and keys that make redeliveries safe to repeat.
 	commandsKept = 7 * 24 * time.Hour
 	forgetEvery  = time.Hour
@@ -67,17 +70,29 @@ func (c *Commander) round(ctx context.Context) error {
 		if err != nil || len(commands) == 0 {
 			return err
 		}
+		places := make(chan struct{}, commandsAtOnce)
+		var all sync.WaitGroup
 		for _, command := range commands {
-			if err := c.carryOut(ctx, command); err != nil && ctx.Err() == nil {
-				c.log.Warn("command not carried out yet", zap.String("delivery_id", id.Delivery.Format(command.DeliveryID)),
-					zap.String("command", string(command.Order)), zap.Error(err))
-			}
+			places <- struct{}{}
+			all.Go(func() {
+				c.carryOut(ctx, command)
+				<-places
+			})
 		}
+		all.Wait()
 	}
 	return nil
 }
 
-func (c *Commander) carryOut(ctx context.Context, command postgres.Command) error {
+func (c *Commander) carryOut(ctx context.Context, command postgres.Command) {
+	if err := c.try(ctx, command); err != nil && ctx.Err() == nil {
+		c.log.Warn("command not carried out yet", zap.String("delivery_id", id.Delivery.Format(command.DeliveryID)),
+			zap.String("command", string(command.Order)), zap.Error(err))
+	}
+}
+
+// try carries a command out, and ends it if it is over.
+func (c *Commander) try(ctx context.Context, command postgres.Command) error {
 	order := c.retryNow
 	if command.Order == postgres.OrderCancel {
 		order = c.cancel

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -21,6 +22,7 @@ import (
 type signaler struct {
 	client.Client
 	err     error
+	mu      sync.Mutex
 	signals []signal
 }
 
@@ -30,6 +32,8 @@ type signal struct {
 }
 
 func (s *signaler) SignalWorkflow(_ context.Context, workflowID, _, name string, arg any) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.signals = append(s.signals, signal{workflowID, name, arg})
 	return s.err
 }
