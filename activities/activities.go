@@ -40,7 +40,7 @@ type SendInput struct {
 type SendResult struct {
 	// Moved: nothing was sent, because the delivery isn't (any longer) this carrier's.
 	Moved bool
-	// Canceled: nothing was sent, and the delivery is over, as is recorded: its destination was deleted. (Progress or Moved
+	// Canceled: nothing was sent, and the delivery is over, as is recorded: somebody canceled it, or deleted its destination. (Progress or Moved
 	// says so too, to a worker of the version before.)
 	Canceled bool `json:",omitempty"`
 	// Held: nothing was sent, because the destination is paused or disabled, its circuit is open, or it allows no more now.

@@ -10,6 +10,7 @@ import (
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 
+	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 )
@@ -186,8 +187,12 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 
 // attempt sends one delivery once there is a place at its destination, and records it.
 func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
-	if to.target != nil && to.Deleted {
-		b.cancel(ctx, row, to)
+	switch {
+	case to.target != nil && row.Canceled:
+		b.cancel(ctx, row, to, delivery.ReasonRequested)
+		return
+	case to.target != nil && to.Deleted:
+		b.cancel(ctx, row, to, delivery.ReasonDestinationDeleted)
 		return
 	}
 	permit, probe := b.mayBegin(ctx, row, to)
@@ -209,21 +214,6 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 	outcome.Park = true // of a delivery that isn't over: nobody carries it any longer
 	b.record(ctx, Recording{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt,
 		Outcome: outcome, Response: response, Commitment: &row.Payload.Commitment})
-}
-
-// cancel ends a delivery whose destination was deleted; if it can't be recorded, it goes back into the queue.
-func (b *batch) cancel(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
-	b.decided.Done()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
-	defer cancel()
-	recording, err := canceling(to.Destination, postgres.Start{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt}, true)
-	if err == nil {
-		recording.Commitment = &row.Payload.Commitment
-		_, err = b.recordInTime(ctx, recording)
-	}
-	if err != nil {
-		b.putOff(row, unusableDelay)
-	}
 }
 
 // mayBegin decides whether a delivery is sent by this batch, and returns its permit, and as which probe of a circuit it is

@@ -1,101 +1,228 @@
 package activities_test
 
 import (
+	"net/http"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/kapsel-io/kapsel/activities"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/verify"
 )
 
-// requireCanceled wants one leaf more than there were attempts, which says why.
-func requireCanceled(t testing.TB, leaves []*verify.Leaf, attempts int) {
+// askForEnd does what the api does: from then on no attempt begins.
+func (b *testBundle) askForEnd(t testing.TB, delivery uuid.UUID) {
 	t.Helper()
+	b.exec(t, "update deliveries set cancel_requested = true where id = $1 and state = 'pending'", delivery)
+}
+
+// cancel carries the command out, as a worker does, and returns the delivery's state after it.
+func (b *testBundle) cancel(t testing.TB, delivery uuid.UUID) string {
+	t.Helper()
+	at, err := activities.Cancel(t.Context(), b.engine, delivery)
+	require.NoError(t, err)
+	return at.State
+}
+
+// requireCanceled wants a delivery to have ended with a canceled leaf after so many attempts.
+func (b *testBundle) requireCanceled(t testing.TB, delivery uuid.UUID, attempts int, lostStarts int64) *verify.Leaf {
+	t.Helper()
+	d, _, leaves := b.explained(t, delivery)
+	require.Equal(t, "canceled", d.State)
 	require.Len(t, leaves, attempts+1)
 	last := leaves[attempts]
-	require.Equal(t, "canceled", last.Kind)
-	require.Equal(t, "destination_deleted", last.Outcome)
-	require.EqualValues(t, attempts, last.AttemptNumber)
+	require.Equal(t, "requested", last.Outcome)
+	require.Equal(t, lostStarts, last.LostStarts)
+	return last
 }
 
-// What waits for a destination that is deleted ends with a leaf that says so; nothing is sent.
-func TestSendToADeletedDestinationCancels(t *testing.T) {
+func TestCancelEndsWhatWaitsInTheQueue(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	a := b.sender(t)
-	for _, counted := range []bool{true, false} {
-		r := newReceiver(t, says(200, ""))
-		delivery, destination := b.claimedFor(t, r.URL)
-		b.exec(t, "update destinations set deleted_at = now(), paused_at = now() where id = $1", destination)
-		in := first(delivery)
-		in.Counted = counted
-		for _, want := range []activities.SendResult{
-			{Canceled: true, Progress: &activities.Progress{State: "canceled"}},
-			{Canceled: true, Moved: true}, // the second time it finds that it was recorded
-		} {
-			result, err := send(t, a, in)
-			require.NoError(t, err)
-			require.Equal(t, want, result)
-		}
-		d, _, leaves := b.explained(t, delivery)
-		require.Equal(t, "canceled", d.State)
-		require.False(t, d.Queued)
-		requireCanceled(t, leaves, 0)
-		lost := map[bool]int{true: 0, false: 1}[counted] // a start that may have become a request is told
-		require.EqualValues(t, lost, leaves[0].LostStarts)
-		require.Empty(t, r.got())
-	}
+	destination := b.addDestination(t, "https://user:secret@EXAMPLE.com/in?token=abc")
+	delivery := b.accept(t, 1, destination)[0]
+	require.Equal(t, "canceled", b.cancel(t, delivery))
+	leaf := b.requireCanceled(t, delivery, 0, 0)
+	require.Equal(t, "https://example.com/in", leaf.EndpointURL)
+	require.Equal(t, "canceled", b.cancel(t, delivery), "twice")
+	b.requireCanceled(t, delivery, 0, 0)
+
+	_, err := activities.Cancel(t.Context(), b.engine, id.New())
+	require.NoError(t, err, "one that isn't there")
+	require.NoError(t, b.sealing().SealNow(t.Context(), b.log.ID))
+	checkLog(t, b)
 }
 
-// A carrier that was fenced off cancels nothing.
-func TestOnlyTheCarrierCancels(t *testing.T) {
+func TestCancelEndsWhatWaitsForItsNextAttempt(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	delivery, destination := b.claimedFor(t, "https://example.com/in")
-	b.exec(t, "update destinations set deleted_at = now() where id = $1", destination)
-	in := first(delivery)
-	in.Epoch = 1
-	result, err := send(t, b.sender(t), in)
-	require.NoError(t, err)
-	require.Equal(t, activities.SendResult{Moved: true}, result)
-	require.Equal(t, "pending", b.standing(t, delivery).State)
-}
-
-func TestADeliveryIsCanceledBetweenAttempts(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	a := b.sender(t)
 	r := newReceiver(t, says(503, ""))
-	delivery, destination := b.claimedFor(t, r.URL)
-	require.Equal(t, "pending", recorded(t, a, first(delivery)).State)
-	b.exec(t, "update destinations set deleted_at = now() where id = $1", destination)
-	in := first(delivery)
-	in.Attempt, in.Counted = 2, false
-	result, err := send(t, a, in)
+	delivery, _ := b.claimedFor(t, r.URL)
+	a := b.sender(t)
+	recorded(t, a, first(delivery))
+	require.Equal(t, "canceled", b.cancel(t, delivery))
+	b.requireCanceled(t, delivery, 1, 0)
+	// Its workflow hears of it when it goes on, and sends nothing.
+	result, err := send(t, a, activities.SendInput{DeliveryID: id.Delivery.Format(delivery), Attempt: 2})
 	require.NoError(t, err)
-	require.True(t, result.Canceled)
-	_, _, leaves := b.explained(t, delivery)
-	requireCanceled(t, leaves, 1)
+	require.Equal(t, activities.SendResult{Canceled: true}, result)
 	require.Len(t, r.got(), 1)
 }
 
-func TestBatchToADeletedDestinationCancels(t *testing.T) {
+// What was claimed and not sent yet is ended by its carrier. The start that the claim counted is no lost one.
+func TestACarrierEndsWhatWasCanceledBeforeItWasSent(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	r, healthy := newReceiver(t, says(200, "")), newReceiver(t, says(200, ""))
-	deleted, other := b.addDestination(t, r.URL), b.addDestination(t, healthy.URL)
-	canceled, delivered := b.accept(t, 4, deleted), b.accept(t, 2, other)
-	in := b.claimBatch(t, 6, deleted, other)
-	b.exec(t, "update destinations set deleted_at = now() where id = $1", deleted)
-	mustSendBatch(t, b.sender(t), in, 2, 0)
+	r := newReceiver(t, says(200, ""))
+	for _, local := range []bool{true, false} {
+		delivery, _ := b.claimedFor(t, r.URL)
+		b.askForEnd(t, delivery)
+		require.Equal(t, "pending", b.cancel(t, delivery), "it is its carrier's")
+		run := send
+		if local {
+			run = sendLocally
+		}
+		a := b.sender(t)
+		for range 2 { // the second time for a workflow that never heard of the first
+			result, err := run(t, a, first(delivery))
+			require.NoError(t, err)
+			require.Equal(t, activities.SendResult{Canceled: true}, result)
+		}
+		b.requireCanceled(t, delivery, 0, 0)
+	}
 	require.Empty(t, r.got())
-	healthy.requireOnce(t, delivered)
-	for _, delivery := range canceled {
+}
+
+// A carrier that died may have sent a request. The one that follows ends the delivery, and the leaf tells of it.
+func TestTheCanceledLeafTellsOfLostStarts(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	r := newReceiver(t, says(200, ""))
+	delivery, _ := b.claimedFor(t, r.URL)
+	b.askForEnd(t, delivery)
+	in := first(delivery)
+	in.Counted = false // the workflow's first task is run again
+	result, err := send(t, b.sender(t), in)
+	require.NoError(t, err)
+	require.Equal(t, activities.SendResult{Canceled: true}, result)
+	b.requireCanceled(t, delivery, 0, 1)
+	require.Empty(t, r.got())
+}
+
+// A request in flight is recorded first, and wins if it was delivered, or if nothing followed it anyway.
+func TestARequestInFlightIsRecordedFirst(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for status, want := range map[int]struct {
+		state  string
+		leaves int
+	}{200: {"delivered", 1}, 503: {"canceled", 2}, 400: {"dead", 2}, 410: {"dead", 2}} {
+		var delivery uuid.UUID
+		r := newReceiver(t, func(w http.ResponseWriter, request *http.Request) {
+			b.askForEnd(t, delivery)
+			if state := b.cancel(t, delivery); state != "pending" {
+				t.Error(state)
+			}
+			says(status, "")(w, request)
+		})
+		delivery, _ = b.claimedFor(t, r.URL)
+		a := b.sender(t)
+		for range 2 {
+			progress := recorded(t, a, first(delivery))
+			require.Equal(t, activities.Progress{State: want.state}, progress)
+		}
 		d, _, leaves := b.explained(t, delivery)
-		require.Equal(t, "canceled", d.State)
-		require.False(t, d.Queued)
-		requireCanceled(t, leaves, 0)
-		require.Zero(t, leaves[0].LostStarts)
+		require.Equal(t, want.state, d.State)
+		require.Len(t, leaves, want.leaves)
+		require.Zero(t, leaves[want.leaves-1].LostStarts)
+		require.Equal(t, want.state, b.cancel(t, delivery), "it is over")
+		require.Len(t, r.got(), 1)
+	}
+}
+
+// The same holds of a later attempt, of which no claim tells.
+func TestALaterRequestInFlightIsRecordedFirst(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var delivery uuid.UUID
+	requests := 0
+	r := newReceiver(t, func(w http.ResponseWriter, request *http.Request) {
+		if requests++; requests == 1 {
+			says(503, "")(w, request)
+			return
+		}
+		if state := b.cancel(t, delivery); state != "pending" {
+			t.Error(state)
+		}
+		says(200, "")(w, request)
+	})
+	delivery, _ = b.claimedFor(t, r.URL)
+	a := b.sender(t)
+	recorded(t, a, first(delivery))
+	second := activities.SendInput{DeliveryID: id.Delivery.Format(delivery), Attempt: 2}
+	require.Equal(t, activities.Progress{State: "delivered"}, recorded(t, a, second))
+	d, _, leaves := b.explained(t, delivery)
+	require.Equal(t, "delivered", d.State)
+	require.Len(t, leaves, 2)
+}
+
+// A batch ends what was canceled before it was sent, and records what it had sent.
+func TestABatchEndsWhatWasCanceled(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var sent uuid.UUID
+	r := newReceiver(t, func(w http.ResponseWriter, request *http.Request) {
+		b.askForEnd(t, sent)
+		says(503, "")(w, request)
+	})
+	destination := b.addDestination(t, r.URL)
+	deliveries := b.accept(t, 2, destination)
+	in := b.claimBatch(t, 2, destination)
+	sent = deliveries[0]
+	b.askForEnd(t, deliveries[1])
+	require.Equal(t, "pending", b.cancel(t, deliveries[1]), "it is its batch's")
+	mustSendBatch(t, b.sender(t), in, 1, 0)
+	b.requireCanceled(t, deliveries[0], 1, 0)
+	b.requireCanceled(t, deliveries[1], 0, 0)
+	r.requireOnce(t, deliveries[:1])
+}
+
+// Claims lock the queue first and then the delivery, commands the delivery first: neither waits for the other for ever.
+func TestCancelAndClaimMeet(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for range 20 {
+		deliveries := b.accept(t, 10, b.destination)
+		claimed := make(chan []postgres.Claimed, 1)
+		go func() {
+			claims, err := postgres.Claim(t.Context(), b.engine, postgres.ClaimRequest{
+				Worker: b.worker, Claim: id.New(), Destinations: []uuid.UUID{b.destination}, Quotas: []int{10}, Lane: postgres.LaneWorkflow})
+			if err != nil {
+				t.Error(err)
+			}
+			claimed <- claims
+		}()
+		for _, delivery := range deliveries {
+			b.cancel(t, delivery)
+		}
+		carried := map[uuid.UUID]bool{}
+		for _, c := range <-claimed {
+			carried[c.DeliveryID] = true
+		}
+		for _, delivery := range deliveries {
+			d, _, _ := b.explained(t, delivery)
+			require.Equal(t, map[bool]string{true: "pending", false: "canceled"}[carried[delivery]], d.State)
+			require.Equal(t, carried[delivery], d.Claimed)
+			if carried[delivery] {
+				_, err := postgres.Requeue(t.Context(), b.engine, delivery, 0, 1, time.Hour, 1)
+				require.NoError(t, err)
+				require.Equal(t, "canceled", b.cancel(t, delivery))
+				b.requireCanceled(t, delivery, 0, 0)
+			}
+		}
 	}
 }

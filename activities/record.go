@@ -188,6 +188,15 @@ func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
 	switch delivery.State(d.State) {
 	case delivery.Delivered:
 	case delivery.Pending:
+		if d.CancelRequested {
+			ended, err := endCanceled(d, delivery.ReasonRequested, r.Outcome.EndpointURL)
+			if err != nil {
+				*d = before
+				return postgres.Change{}, err
+			}
+			change.Attempts = append(change.Attempts, ended.Attempts...)
+			break
+		}
 		change.Delay, change.Park = r.Outcome.Delay, r.Outcome.Park
 		d.DueIn = change.Delay
 		if change.Park {

@@ -10,6 +10,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kapsel-io/kapsel/activities"
+	"github.com/kapsel-io/kapsel/delivery"
+	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 )
 
@@ -21,24 +23,43 @@ type model struct {
 	starts  int // counted for it
 	state   string
 	lost    []int64 // lost_starts of its leaves, in order
+	where   where
+	cancel  bool // somebody asked for its end
 }
 
-// Whatever carriers do, in whatever order and however often, with the right fence or a wrong one: the attempts explain
-// the state, the chain is whole, and a delivery that is over has exactly one terminal leaf.
+// where a pending delivery is.
+type where int
+
+const (
+	queued  where = iota
+	claimed       // in the queue, with its start counted
+	waiting       // a workflow carries it
+)
+
+// Whatever carriers and commands do, in whatever order and however often, with the right fence or a wrong one: the attempts
+// explain the state, the chain is whole, and a delivery that is over has exactly one terminal leaf. No attempt begins after a
+// delivery was canceled, and what nothing is being sent for ends at once.
 func TestRecordProperty(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	rapid.Check(t, func(rt *rapid.T) {
+		destination := b.addDestination(t, "https://example.com/in")
 		var models []*model
-		for _, delivery := range b.accept(t, 3, b.destination) {
-			models = append(models, &model{id: delivery, attempt: 1, state: "pending"})
+		for _, accepted := range b.accept(t, 3, destination) {
+			models = append(models, &model{id: accepted, attempt: 1, state: "pending"})
 		}
-		for range rapid.IntRange(1, 8).Draw(rt, "steps") {
-			switch m := models[rapid.IntRange(0, 2).Draw(rt, "delivery")]; rapid.IntRange(0, 4).Draw(rt, "what") {
+		for range rapid.IntRange(1, 20).Draw(rt, "steps") {
+			switch m := models[rapid.IntRange(0, 2).Draw(rt, "delivery")]; rapid.IntRange(0, 8).Draw(rt, "what") {
 			case 0, 1:
 				m.start(t, rt, b)
 			case 2:
 				m.requeue(t, rt, b)
+			case 3:
+				claimDue(t, b, destination, models)
+			case 4:
+				m.command(t, b, rapid.Bool().Draw(rt, "carried out"))
+			case 5:
+				m.retryNow(t, b)
 			default:
 				recordGroup(t, rt, b, models)
 			}
@@ -46,11 +67,67 @@ func TestRecordProperty(t *testing.T) {
 		for _, m := range models {
 			m.check(t, b)
 		}
+		for _, m := range models { // a command is carried out until the delivery is over, whoever loses it meanwhile
+			if m.cancel && m.state == "pending" {
+				moved, err := postgres.Requeue(t.Context(), b.engine, m.id, m.epoch, m.attempt, 0, 0)
+				require.NoError(t, err)
+				require.True(t, moved)
+				m.epoch, m.where = m.epoch+1, queued
+				m.command(t, b, true)
+				require.Equal(t, "canceled", m.state)
+				m.check(t, b)
+			}
+		}
 	})
 	require.NoError(t, b.sealing().SealNow(t.Context(), b.log.ID))
 	checkLog(t, b)
 	require.Zero(t, value[int](t, b, `select count(*) from attempts a
 		where not exists (select from leaf_of_attempt l where l.attempt_id = a.id)`), "every attempt is in the log")
+}
+
+// claimDue claims all that is due, which counts a start of each.
+func claimDue(t *testing.T, b *testBundle, destination uuid.UUID, models []*model) {
+	claims, err := postgres.Claim(t.Context(), b.engine, postgres.ClaimRequest{
+		Worker: b.worker, Claim: id.New(), Destinations: []uuid.UUID{destination}, Quotas: []int{3}, Lane: postgres.LaneWorkflow})
+	require.NoError(t, err)
+	for _, c := range claims {
+		for _, m := range models {
+			if m.id == c.DeliveryID {
+				require.Equal(t, queued, m.where)
+				require.Equal(t, []int{m.epoch, m.attempt}, []int{c.Epoch, c.Attempt})
+				m.where, m.starts = claimed, m.starts+1
+			}
+		}
+	}
+}
+
+// command asks for the end of a delivery, as the api does, and may carry that out, as a worker does.
+func (m *model) command(t *testing.T, b *testBundle, carriedOut bool) {
+	b.exec(t, "update deliveries set cancel_requested = true where id = $1 and state = 'pending'", m.id)
+	if m.state == "pending" {
+		m.cancel = true
+	}
+	if !carriedOut {
+		return
+	}
+	if m.state == "pending" && (m.where == queued || m.where == waiting && m.starts == 0) {
+		m.lost = append(m.lost, int64(m.starts))
+		m.state, m.starts = "canceled", 0
+	}
+	at, err := activities.Cancel(t.Context(), b.engine, m.id)
+	require.NoError(t, err)
+	require.Equal(t, postgres.Standing{State: m.state, Epoch: m.epoch, Attempt: m.attempt}, at)
+}
+
+// retryNow ends the wait of what waits in the queue, and changes nothing else.
+func (m *model) retryNow(t *testing.T, b *testBundle) {
+	at, err := postgres.RetryNow(t.Context(), b.engine, m.id)
+	require.NoError(t, err)
+	require.Equal(t, m.state, at.State)
+	require.Equal(t, m.state == "pending" && m.where == waiting, at.Carried)
+	if m.state == "pending" && m.where == queued {
+		require.True(t, value[bool](t, b, "select due_at <= now() from delivery_queue where delivery_id = $1", m.id))
+	}
 }
 
 // fence draws what a carrier thinks: mostly the truth.
@@ -67,6 +144,10 @@ func (m *model) start(t *testing.T, rt *rapid.T, b *testBundle) {
 		require.ErrorIs(t, err, postgres.ErrMoved)
 		return
 	}
+	if m.cancel {
+		require.ErrorIs(t, err, postgres.ErrCanceled)
+		return
+	}
 	require.NoError(t, err)
 	m.starts++
 }
@@ -77,7 +158,7 @@ func (m *model) requeue(t *testing.T, rt *rapid.T, b *testBundle) {
 	require.NoError(t, err)
 	require.Equal(t, right, moved)
 	if right {
-		m.epoch++
+		m.epoch, m.where = m.epoch+1, queued
 	}
 }
 
@@ -87,13 +168,16 @@ func recordGroup(t *testing.T, rt *rapid.T, b *testBundle, models []*model) {
 	var rows []activities.Recording
 	for _, m := range models {
 		epoch, attempt, right := m.fence(rt)
-		outcome := rapid.SampledFrom(outcomes).Draw(rt, "outcome")
+		recording := activities.Recording{Delivery: m.id, Epoch: epoch, Attempt: attempt, Outcome: rapid.SampledFrom(outcomes).Draw(rt, "outcome")}
+		if m.cancel && rapid.Bool().Draw(rt, "unsent") { // its carrier saw that it is canceled
+			recording.Cancel, recording.Unused = delivery.ReasonRequested, rapid.Bool().Draw(rt, "unused")
+		}
 		times := rapid.IntRange(0, 2).Draw(rt, "times")
 		for range times {
-			rows = append(rows, activities.Recording{Delivery: m.id, Epoch: epoch, Attempt: attempt, Outcome: outcome})
+			rows = append(rows, recording)
 		}
 		if right && times > 0 {
-			m.recorded(outcome)
+			m.recorded(recording)
 		}
 	}
 	results, err := activities.CommitRecordings(context.Background(), b.engine, rows)
@@ -103,14 +187,25 @@ func recordGroup(t *testing.T, rt *rapid.T, b *testBundle, models []*model) {
 	}
 }
 
-func (m *model) recorded(o activities.Outcome) {
-	m.lost = append(m.lost, int64(max(m.starts-1, 0)))
-	m.state, m.attempt, m.starts = o.State, m.attempt+1, 0
-	if o.Park {
-		m.epoch++
+func (m *model) recorded(r activities.Recording) {
+	if r.Cancel != "" {
+		if r.Unused {
+			m.starts = max(m.starts-1, 0)
+		}
+		m.lost = append(m.lost, int64(m.starts))
+		m.state, m.starts = "canceled", 0
+		return
 	}
-	if o.State == "dead" {
+	m.lost = append(m.lost, int64(max(m.starts-1, 0)))
+	m.state, m.attempt, m.starts, m.where = r.Outcome.State, m.attempt+1, 0, waiting
+	switch {
+	case m.state == "pending" && m.cancel: // what was under way counts, and nothing follows
+		m.state = "canceled"
 		m.lost = append(m.lost, 0)
+	case m.state == "dead":
+		m.lost = append(m.lost, 0)
+	case r.Outcome.Park:
+		m.epoch, m.where = m.epoch+1, queued
 	}
 }
 

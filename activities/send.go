@@ -59,7 +59,9 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	case errors.Is(err, postgres.ErrMoved):
 		return a.alreadyRecorded(ctx, deliveryID, in)
 	case errors.Is(err, postgres.ErrDeleted):
-		return a.cancelDeleted(ctx, &out.Destination, start, counted)
+		return a.cancelUnsent(ctx, &out.Destination, start, delivery.ReasonDestinationDeleted, counted)
+	case errors.Is(err, postgres.ErrCanceled):
+		return a.cancelUnsent(ctx, &out.Destination, start, delivery.ReasonRequested, counted)
 	case errors.Is(err, postgres.ErrHeld):
 		return SendResult{Held: true, Unused: counted}, nil
 	case err != nil:
@@ -127,7 +129,7 @@ func (a *Activities) alreadyRecorded(ctx context.Context, deliveryID uuid.UUID, 
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("look up attempt", notSent, err)
 	}
-	if progress.State == string(delivery.Canceled) {
+	if progress.Moved && progress.State == string(delivery.Canceled) {
 		return SendResult{Canceled: true, Moved: true}, nil
 	}
 	if progress.Moved {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -32,6 +33,7 @@ var bodies = map[string]reflect.Type{
 	"POST /api/v1/destinations/:destination_id/secrets":      reflect.TypeFor[openapi.AddSigningSecretJSONRequestBody](),
 	"POST /api/v1/destinations/:destination_id/signing-keys": reflect.TypeFor[openapi.AddSigningKeyJSONRequestBody](),
 	"PUT /api/v1/destinations/:destination_id/transport":     reflect.TypeFor[openapi.PutTransportJSONRequestBody](),
+	"POST /api/v1/redeliveries":                              reflect.TypeFor[openapi.CreateRedeliveryJobJSONRequestBody](),
 }
 
 // checkBody reads a request's JSON before the generated code does and refuses what encoding/json would silently mend.
@@ -134,6 +136,8 @@ func (j *jsonCheck) value(path string, t reflect.Type) error {
 		return err
 	}
 	switch delim, _ := tok.(json.Delim); {
+	case t == reflect.TypeFor[time.Time]():
+		return moment(path, tok)
 	case t.Kind() == reflect.Struct && delim == '{':
 		return j.object(path, t)
 	case t.Kind() == reflect.Map && delim == '{':
@@ -252,6 +256,15 @@ func scalar(path string, t reflect.Type, tok json.Token) error {
 	default:
 		return invalidField(path, "must be %s", wanted)
 	}
+}
+
+// moment wants a time of RFC 3339, as encoding/json does.
+func moment(path string, tok json.Token) error {
+	text, _ := tok.(string)
+	if _, err := time.Parse(time.RFC3339, text); err != nil {
+		return invalidField(path, "must be a time such as 2026-11-24T08:00:00Z")
+	}
+	return nil
 }
 
 func join(path, name string) string {

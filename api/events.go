@@ -72,7 +72,7 @@ func deliveryAnswers(ctx context.Context, q *db.Queries, rows []deliveryRow) ([]
 		answers[i] = openapi.Delivery{
 			ID: id.Delivery.Format(row.ID), EventID: id.Event.Format(row.EventID), EndpointID: id.Endpoint.Format(row.EndpointID),
 			DestinationID: id.Destination.Format(row.DestinationID), CreatedAt: id.Time(row.ID), State: row.State, Lane: row.Lane,
-			DueAt: row.DueAt, FinishedAt: row.FinishedAt, OrderSeq: row.OrderSeq, Attempts: []openapi.Attempt{},
+			DueAt: row.DueAt, FinishedAt: row.FinishedAt, OrderSeq: row.OrderSeq, Attempts: []openapi.Attempt{}, RedeliveryOf: optionalID(id.Delivery, row.RedeliveryOf),
 		}
 	}
 	found, err := attemptsOf(ctx, q, rows)

@@ -45,6 +45,9 @@ var (
 	kindNotBlocking  = kind{"not-blocking", http.StatusConflict, "Nothing waits for it"}
 	kindLastSecret   = kind{"last-secret", http.StatusConflict, "Last secret"}
 	kindNeeded       = kind{"still-needed", http.StatusConflict, "Still needed"}
+	kindFinished     = kind{"already-finished", http.StatusConflict, "Already finished"}
+	kindUnfinished   = kind{"not-finished", http.StatusConflict, "Not finished"}
+	kindRemoved      = kind{"destination-removed", http.StatusConflict, "Destination removed"}
 	kindGone         = kind{"erased", http.StatusGone, "Erased"}
 	kindTooLarge     = kind{"too-large", http.StatusRequestEntityTooLarge, "Request too large"}
 	kindField        = kind{"invalid-field", http.StatusUnprocessableEntity, "Invalid field"}

@@ -18,6 +18,7 @@ var queries = map[string]reflect.Type{
 	"/api/v1/endpoints":                              reflect.TypeFor[openapi.ListEndpointsParams](),
 	"/api/v1/deliveries":                             reflect.TypeFor[openapi.ListDeliveriesParams](),
 	"/api/v1/events":                                 reflect.TypeFor[openapi.ListEventsParams](),
+	"/api/v1/redeliveries":                           reflect.TypeFor[openapi.ListRedeliveryJobsParams](),
 	"/api/v1/attestation/sth":                        reflect.TypeFor[openapi.GetTreeHeadParams](),
 	"/api/v1/attestation/proof/:attempt_id":          reflect.TypeFor[openapi.GetProofParams](),
 	"/api/v1/attestation/download-proof/:attempt_id": reflect.TypeFor[openapi.DownloadProofParams](),

@@ -48,7 +48,7 @@ const (
 	OutcomeFailed Outcome = "failed"
 )
 
-// Reason is why a delivery is dead: the outcome of its dead leaf.
+// Reason is why a delivery is dead or canceled: the outcome of its last leaf.
 type Reason string
 
 // The reasons.
@@ -61,6 +61,8 @@ const (
 	ReasonGone Reason = "gone"
 	// ReasonUnsendable: no request can be made of what is configured.
 	ReasonUnsendable Reason = "unsendable"
+	// ReasonRequested: somebody canceled it. It is the outcome of a canceled leaf.
+	ReasonRequested Reason = "requested"
 )
 
 // ReasonDestinationDeleted is why a delivery is canceled whose destination was deleted: the outcome of its canceled leaf.

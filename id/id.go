@@ -29,6 +29,7 @@ const (
 	Worker      Kind = "wrk"
 	Claim       Kind = "clm"
 	Secret      Kind = "sec"
+	Job         Kind = "job"
 )
 
 // New makes a UUIDv7 of the present millisecond.

@@ -57,6 +57,10 @@ func TestEveryWayThroughTheWorkflows(t *testing.T) {
 			state: "canceled", outcome: "canceled"},
 		{name: "recorded-late", destination: client.NewDestination{URL: slow.URL}, during: s.blockRecording,
 			state: "delivered", outcome: "delivered"},
+		{name: "canceled", destination: client.NewDestination{URL: dead.URL, Schedule: schedule(2_000_000)}, during: s.cancelWhenItWaits,
+			state: "canceled", outcome: "canceled"},
+		{name: "retried-now", destination: client.NewDestination{URL: startReceiver(t, failing(1)).URL, Schedule: schedule(2_000_000)},
+			during: s.retryWhenItWaits, state: "delivered", outcome: "delivered"},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			endpoint := s.createEndpoint(t, way.destination)

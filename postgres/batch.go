@@ -18,6 +18,7 @@ type BatchRow struct {
 	Attempt       int
 	DestinationID uuid.UUID
 	EventID       uuid.UUID
+	Canceled      bool // by somebody: it is ended instead of being sent
 	Payload       *Payload
 }
 
@@ -26,7 +27,7 @@ const leftSQL = `
 select q.delivery_id from delivery_queue q where q.claim_id = $1 and q.delivery_id > $2 order by q.delivery_id`
 
 const batchRowsSQL = `
-select d.id, d.epoch, d.next_attempt, d.destination_id, d.event_id
+select d.id, d.epoch, d.next_attempt, d.destination_id, d.event_id, d.cancel_requested
 from deliveries d
 where d.id = any($1) and d.state = 'pending' and d.lane = 'batch'
 order by d.id`
@@ -93,7 +94,7 @@ func batchRows(ctx context.Context, pool *pgxpool.Pool, claim, after uuid.UUID) 
 		return nil, err
 	}
 	return pgx.CollectRows(found, func(row pgx.CollectableRow) (r BatchRow, err error) {
-		err = row.Scan(&r.DeliveryID, &r.Epoch, &r.Attempt, &r.DestinationID, &r.EventID)
+		err = row.Scan(&r.DeliveryID, &r.Epoch, &r.Attempt, &r.DestinationID, &r.EventID, &r.Canceled)
 		return r, err
 	})
 }

@@ -52,6 +52,9 @@ type Destination struct {
 var ErrMoved = errors.New("delivery has moved on")
 
 // ErrHeld means that nothing may be sent to the destination now: it is paused or disabled.
+// ErrCanceled means that somebody canceled the delivery: its carrier ends it instead of sending.
+var ErrCanceled = errors.New("delivery is canceled")
+
 var ErrHeld = errors.New("destination is held")
 
 // ErrDeleted means that nothing may be sent to the destination ever again: the delivery is to be canceled.
@@ -64,15 +67,15 @@ type Start struct {
 	Attempt  int
 }
 
-// Loaded answers a Start: Err is ErrMoved, ErrHeld or ErrDeleted (which leaves the destination filled in) if nothing may be
-// sent.
+// Loaded answers a Start: Err is ErrMoved, ErrHeld, ErrCanceled or ErrDeleted (these two leave the destination filled in) if
+// nothing may be sent.
 type Loaded struct {
 	Outgoing
 	Err error
 }
 
 const fenceSQL = `
-select d.id, d.event_id, d.destination_id, d.epoch, d.next_attempt from deliveries d where d.id = any($1) and d.state = 'pending'`
+select d.id, d.event_id, d.destination_id, d.epoch, d.next_attempt, d.cancel_requested from deliveries d where d.id = any($1) and d.state = 'pending'`
 
 // Load reads what attempts need, in the order of starts. It counts nothing; see CountStart.
 func Load(ctx context.Context, pool *pgxpool.Pool, starts []Start) ([]Loaded, error) {
@@ -98,14 +101,16 @@ func Load(ctx context.Context, pool *pgxpool.Pool, starts []Start) ([]Loaded, er
 			loaded[i].Err = ErrMoved
 			continue
 		}
-		loaded[i].complete(events[f.event], destinations[f.destination])
+		loaded[i].complete(f, events[f.event], destinations[f.destination])
 	}
 	return loaded, nil
 }
 
 // complete takes what was read for an attempt.
-func (l *Loaded) complete(p *Payload, d *Destination) {
+func (l *Loaded) complete(f *fence, p *Payload, d *Destination) {
 	switch {
+	case f.canceled && d != nil:
+		l.Destination, l.Err = *d, ErrCanceled
 	case p == nil || p.Salt == nil:
 		l.Err = ErrMoved // its payload is gone: an empty body would be another webhook
 	case d != nil && d.Deleted:
@@ -121,6 +126,7 @@ func (l *Loaded) complete(p *Payload, d *Destination) {
 type fence struct {
 	event, destination uuid.UUID
 	epoch, attempt     int
+	canceled           bool
 }
 
 func (f *fence) holds(s Start) bool { return f != nil && f.epoch == s.Epoch && f.attempt == s.Attempt }
@@ -138,7 +144,7 @@ func readFences(ctx context.Context, pool *pgxpool.Pool, starts []Start) (map[uu
 	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*fence, error) {
 		var delivery uuid.UUID
 		f := &fence{}
-		err := row.Scan(&delivery, &f.event, &f.destination, &f.epoch, &f.attempt)
+		err := row.Scan(&delivery, &f.event, &f.destination, &f.epoch, &f.attempt, &f.canceled)
 		fences[delivery] = f
 		return f, err
 	})
@@ -160,11 +166,11 @@ func readOutgoing(ctx context.Context, pool *pgxpool.Pool, events map[uuid.UUID]
 const countStartSQL = `
 update deliveries d set lost_starts = d.lost_starts + 1
 from destinations t
-where d.id = $1 and d.epoch = $2 and d.next_attempt = $3 and d.state = 'pending'
+where d.id = $1 and d.epoch = $2 and d.next_attempt = $3 and d.state = 'pending' and not d.cancel_requested
   and t.id = d.destination_id and t.paused_at is null and t.disabled_at is null and t.deleted_at is null`
 
 // CountStart counts a send that no claim has counted, and commits that before anything is sent, so that a lost one
-// shows. It reports false, and counts nothing, if the delivery has moved on or its destination is held.
+// shows. It reports false, and counts nothing, if the delivery has moved on, is canceled, or its destination is held.
 func CountStart(ctx context.Context, pool *pgxpool.Pool, s Start) (bool, error) {
 	tag, err := pool.Exec(ctx, countStartSQL, s.Delivery, s.Epoch, s.Attempt)
 	if err != nil {

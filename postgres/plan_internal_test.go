@@ -42,6 +42,15 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 		"of account":   {accountAttemptsSQL, []any{delivery, delivery, delivery}},
 		"its event":    {accountEventSQL, []any{ids}},
 		"requeue":      {requeueSQL, []any{delivery, 0, 1, time.Second.Milliseconds(), 0}},
+
+		"cancel":           {requestCancelSQL, []any{ids}},
+		"standing":         {lockStandingSQL, []any{ids}},
+		"due now":          {deliveryDueNowSQL, []any{ids}},
+		"finished":         {finishedSQL, []any{ids, delivery}},
+		"payloads left":    {keptSQL, []any{ids}},
+		"events of tenant": {eventsOfTenantSQL, []any{delivery, floor(id.Time(delivery)), delivery, 1}},
+		"candidates": {candidatesSQL, []any{ids, floor(id.Time(delivery)), delivery, delivery, []string{"dead"}, time.Now(), nil, nil,
+			delivery, delivery}},
 	} {
 		rows, err := query("explain "+statement.sql, statement.args...)
 		require.NoError(t, err, name)

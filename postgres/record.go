@@ -34,6 +34,8 @@ type Delivery struct {
 	DeadBlocks    bool // and if it is dead, those behind it wait
 	// CircuitActive: the circuit of its destination isn't at rest, because its receiver has failed lately.
 	CircuitActive bool
+	// CancelRequested: it shall end instead of being tried again.
+	CancelRequested bool
 	Commitment
 }
 
@@ -88,7 +90,8 @@ select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
     d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000,
     d.order_key is not null,
     d.order_key is not null and (select e.ordering ->> 'on_dead' from endpoints e where e.id = d.endpoint_id) is not distinct from 'block',
-    exists (select from circuits c where c.destination_id = d.destination_id and (c.ring <> 0 or c.state <> 'closed'))
+    exists (select from circuits c where c.destination_id = d.destination_id and (c.ring <> 0 or c.state <> 'closed')),
+    d.cancel_requested
 from deliveries d
 where d.id = any($1)
 order by d.id
@@ -139,7 +142,7 @@ func beginAndLock(ctx context.Context, conn *pgxpool.Conn, ids []uuid.UUID) (map
 			var dueMS float64
 			err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
 				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS, &d.Ordered, &d.DeadBlocks,
-				&d.CircuitActive)
+				&d.CircuitActive, &d.CancelRequested)
 			d.DueIn = time.Duration(dueMS) * time.Millisecond
 			locked[d.ID] = d
 			return d, err

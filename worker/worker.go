@@ -72,6 +72,7 @@ type Worker struct {
 	temporal   client.Client
 	dispatcher *Dispatcher
 	permits    *activities.Permits
+	commander  *Commander
 	loader     *activities.Loader
 	recorder   *activities.Recorder
 	client     *webhook.Client
@@ -143,6 +144,9 @@ func (w *Worker) build() {
 		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke, OnTurn: w.dispatcher.Wake,
 		Busy: w.dispatcher.busy,
 	})
+	w.commander = &Commander{
+		db: c.Engine, temporal: w.temporal, log: c.Log, onDue: w.dispatcher.Wake, onLeaf: w.sealing.Poke,
+	}
 	w.loader = activities.NewLoader(c.Engine, w.dispatcher.busy)
 	w.delivery = worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
 		// Every claimed delivery may have a local activity and an ordinary one at the same time.
@@ -178,6 +182,9 @@ func (w *Worker) serve(ctx context.Context) {
 	sweeper := &Sweeper{db: w.config.Engine, temporal: w.temporal, log: w.config.Log, every: sweepEvery}
 	loops.Go(func() { w.dispatcher.Run(ctx) })
 	loops.Go(func() { sweeper.Run(ctx) })
+	redeliverer := &Redeliverer{db: w.config.Engine, log: w.config.Log, onDue: w.dispatcher.Wake}
+	loops.Go(func() { w.commander.Run(ctx) })
+	loops.Go(func() { redeliverer.Run(ctx) })
 	loops.Go(func() { w.listen(ctx) })
 	loops.Go(func() { w.maintain(ctx) })
 	loops.Go(func() { w.watchCircuits(ctx) })

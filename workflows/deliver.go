@@ -144,12 +144,21 @@ func (d *deliverer) recorded(ctx workflow.Context, sent activities.SendResult) (
 	return progress, err
 }
 
+// wait returns when the next attempt is due, or a signal ends the wait.
 func (d *deliverer) wait(ctx workflow.Context, delay time.Duration) error {
 	d.state = DeliverState{Attempt: d.attempt, Waiting: true, NextAt: workflow.Now(ctx).Add(delay)}
 	workflow.SetCurrentDetails(ctx, fmt.Sprintf("attempt %d is due at %s", d.attempt, d.state.NextAt.UTC().Format(time.RFC3339)))
-	return workflow.NewTimerWithOptions(ctx, delay, workflow.TimerOptions{
+	timerCtx, stop := workflow.WithCancel(ctx)
+	timer := workflow.NewTimerWithOptions(timerCtx, delay, workflow.TimerOptions{
 		Summary: fmt.Sprintf("until attempt %d", d.attempt),
-	}).Get(ctx, nil)
+	})
+	// Workflows that began to wait before there were signals don't hear them. What was canceled ends with their next attempt.
+	if workflow.GetVersion(ctx, "signals", workflow.DefaultVersion, 1) == workflow.DefaultVersion {
+		return timer.Get(ctx, nil)
+	}
+	err := d.await(ctx, timer)
+	stop()
+	return err
 }
 
 // park puts a delivery whose destination is held, has an open circuit or allows no more for now, back into the queue, where it

@@ -473,8 +473,18 @@ type Delivery struct {
 	// OrderSeq Its place among the deliveries of its key to this destination, if the endpoint keeps an order: it waits until those before it are over.
 	OrderSeq *int64 `json:"order_seq,omitempty"`
 
+	// RedeliveryOf The delivery that this one repeats, if it does.
+	RedeliveryOf *string `json:"redelivery_of,omitempty"`
+
 	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
 	State string `json:"state"`
+}
+
+// DeliveryCommand defines model for DeliveryCommand.
+type DeliveryCommand struct {
+	// Command `cancel` or `retry_now`.
+	Command    string `json:"command"`
+	DeliveryID string `json:"delivery_id"`
 }
 
 // DeliveryPage defines model for DeliveryPage.
@@ -897,6 +907,30 @@ type NewEndpoint struct {
 	Verification Verification `json:"verification"`
 }
 
+// NewRedeliveryJob At least one of `destination_id` and `endpoint_id` is needed.
+type NewRedeliveryJob struct {
+	// DestinationID Only deliveries to this destination.
+	DestinationID *string `json:"destination_id,omitempty"`
+
+	// DryRun Only count.
+	DryRun *bool `json:"dry_run,omitempty"`
+
+	// EndpointID Only deliveries of events that this endpoint accepted.
+	EndpointID *string `json:"endpoint_id,omitempty"`
+
+	// From Only events that were accepted then or later, to the millisecond. Default: all.
+	From *time.Time `json:"from,omitempty"`
+
+	// RatePerSecond How many are delivered again per second at most.
+	RatePerSecond *int `json:"rate_per_second,omitempty"`
+
+	// States Only deliveries that ended so: any of `dead`, `delivered`, `canceled`, `skipped`, each once. Default: `dead`.
+	States *[]string `json:"states,omitempty"`
+
+	// Until Only events that were accepted before. Default: now.
+	Until *time.Time `json:"until,omitempty"`
+}
+
 // NewSecret defines model for NewSecret.
 type NewSecret struct {
 	// ExpireOthersInSeconds When the endpoint's other secrets expire, if not before; 0 is at once. Without it they stay as they are.
@@ -1013,6 +1047,74 @@ type ReceivedResponse struct {
 
 	// Truncated More followed that was not read.
 	Truncated bool `json:"truncated"`
+}
+
+// Redelivery defines model for Redelivery.
+type Redelivery struct {
+	// DeliveryID The new delivery.
+	DeliveryID string `json:"delivery_id"`
+
+	// RedeliveryOf The old one.
+	RedeliveryOf string `json:"redelivery_of"`
+}
+
+// RedeliveryCount defines model for RedeliveryCount.
+type RedeliveryCount struct {
+	// Complete `false`: there are more than could be counted within 5 s. Ask for a shorter time.
+	Complete bool `json:"complete"`
+
+	// Total How many deliveries the filter finds.
+	Total          int64 `json:"total"`
+	WouldRedeliver int64 `json:"would_redeliver"`
+
+	// WouldSkip Deliveries that are left out, by reason.
+	WouldSkip RedeliverySkips `json:"would_skip"`
+}
+
+// RedeliveryJob defines model for RedeliveryJob.
+type RedeliveryJob struct {
+	CreatedAt     time.Time `json:"created_at"`
+	DestinationID *string   `json:"destination_id,omitempty"`
+
+	// Done How many were delivered again.
+	Done       int64   `json:"done"`
+	EndpointID *string `json:"endpoint_id,omitempty"`
+
+	// Error A word for what went wrong last, while it does. The job is tried again by itself.
+	Error         *string    `json:"error,omitempty"`
+	FinishedAt    *time.Time `json:"finished_at,omitempty"`
+	From          time.Time  `json:"from"`
+	ID            string     `json:"id"`
+	RatePerSecond int        `json:"rate_per_second"`
+
+	// Skipped Deliveries that are left out, by reason.
+	Skipped RedeliverySkips `json:"skipped"`
+
+	// State `counting`: how many deliveries there are, nothing has happened. `running`. Then one of `done`, `canceled`, and
+	// `failed`: something went wrong here, ten times in a row.
+	State  string   `json:"state"`
+	States []string `json:"states"`
+
+	// Total How many deliveries were found; it grows while `counting`.
+	Total int64     `json:"total"`
+	Until time.Time `json:"until"`
+}
+
+// RedeliveryJobPage defines model for RedeliveryJobPage.
+type RedeliveryJobPage struct {
+	Data []RedeliveryJob `json:"data"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"next_cursor,omitempty"`
+}
+
+// RedeliverySkips Deliveries that are left out, by reason.
+type RedeliverySkips struct {
+	DestinationRemoved int64 `json:"destination_removed"`
+	PayloadErased      int64 `json:"payload_erased"`
+
+	// Redelivered It was delivered again before.
+	Redelivered int64 `json:"redelivered"`
 }
 
 // Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
@@ -1200,6 +1302,9 @@ type EndpointID = string
 // EventID Example: evt_01h455vb4pex5vsknk084sn02q
 type EventID = string
 
+// JobID Example: job_01h455vb4pex5vsknk084sn02q
+type JobID = string
+
 // Limit defines model for Limit.
 type Limit = int
 
@@ -1283,6 +1388,13 @@ type ListDeliveriesParams struct {
 	CreatedBefore *time.Time `form:"created_before,omitempty" json:"created_before,omitempty"`
 }
 
+// RedeliverParams defines parameters for Redeliver.
+type RedeliverParams struct {
+	// IdempotencyKey Makes this request safe to repeat for seven days: the same key for the same delivery is answered with the same new
+	// delivery, and for another one it is a conflict (409).
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
 // ListEndpointsParams defines parameters for ListEndpoints.
 type ListEndpointsParams struct {
 	// Limit How many at most.
@@ -1327,6 +1439,15 @@ type ListEventsParams struct {
 	IdempotencyKey *string `form:"idempotency_key,omitempty" json:"idempotency_key,omitempty"`
 }
 
+// ListRedeliveryJobsParams defines parameters for ListRedeliveryJobs.
+type ListRedeliveryJobsParams struct {
+	// Limit How many at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next_cursor` of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
 // IngestParams defines parameters for Ingest.
 type IngestParams struct {
 	// IdempotencyKey Makes this request safe to repeat: the same key again within the endpoint's window is a duplicate, and with
@@ -1357,6 +1478,9 @@ type AddDestinationJSONRequestBody = NewDestination
 
 // AddSecretJSONRequestBody defines body for AddSecret for application/json ContentType.
 type AddSecretJSONRequestBody = NewSecret
+
+// CreateRedeliveryJobJSONRequestBody defines body for CreateRedeliveryJob for application/json ContentType.
+type CreateRedeliveryJobJSONRequestBody = NewRedeliveryJob
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -1483,6 +1607,24 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/deliveries/{delivery_id} (the `GetDelivery` operationId).
 	GetDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// CancelDelivery Cancel a pending delivery
+	//
+	// After this answer no further attempt begins. A request under way is recorded first, and wins if it was delivered;
+	// otherwise the delivery ends as `canceled`, with a leaf of that kind, usually within a second. Safe to repeat while the
+	// delivery is pending; 409 once it is finished.
+	//
+	// Corresponds with POST /api/v1/deliveries/{delivery_id}/cancel (the `CancelDelivery` operationId).
+	CancelDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Redeliver Deliver a finished delivery again
+	//
+	// Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
+	// attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
+	// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+	//
+	// Corresponds with POST /api/v1/deliveries/{delivery_id}/redeliver (the `Redeliver` operationId).
+	Redeliver(ctx context.Context, deliveryID DeliveryID, params *RedeliverParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ReleaseDelivery Let the deliveries behind a dead one go on
 	//
 	// For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
@@ -1490,6 +1632,14 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
 	ReleaseDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RetryDeliveryNow End a pending delivery's wait for its next attempt
+	//
+	// The attempt is made as soon as the destination's limits let it; it counts like any other. Nothing changes if one is
+	// under way. What waits for a paused or disabled destination goes on waiting for it. 409 once the delivery is finished.
+	//
+	// Corresponds with POST /api/v1/deliveries/{delivery_id}/retry-now (the `RetryDeliveryNow` operationId).
+	RetryDeliveryNow(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteDestination Delete a destination
 	//
@@ -1791,6 +1941,49 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/events/{event_id}/payload (the `GetPayload` operationId).
 	GetPayload(ctx context.Context, eventID EventID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListRedeliveryJobs List redelivery jobs, newest first
+	//
+	// Corresponds with GET /api/v1/redeliveries (the `ListRedeliveryJobs` operationId).
+	ListRedeliveryJobs(ctx context.Context, params *ListRedeliveryJobsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRedeliveryJobWithBody Deliver many finished deliveries again
+	//
+	// With `dry_run` it is counted what would be delivered again now, and nothing happens. Otherwise a job counts first, and
+	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
+	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
+	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
+	// 10 unfinished jobs and one dry run at a time (409).
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
+	CreateRedeliveryJobWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRedeliveryJob Deliver many finished deliveries again
+	//
+	// With `dry_run` it is counted what would be delivered again now, and nothing happens. Otherwise a job counts first, and
+	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
+	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
+	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
+	// 10 unfinished jobs and one dry run at a time (409).
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
+	CreateRedeliveryJob(ctx context.Context, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRedeliveryJob Read how far a redelivery job is
+	//
+	// Corresponds with GET /api/v1/redeliveries/{job_id} (the `GetRedeliveryJob` operationId).
+	GetRedeliveryJob(ctx context.Context, jobID JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CancelRedeliveryJob Stop a redelivery job
+	//
+	// The deliveries that it has made stay. 409 once it is finished.
+	//
+	// Corresponds with POST /api/v1/redeliveries/{job_id}/cancel (the `CancelRedeliveryJob` operationId).
+	CancelRedeliveryJob(ctx context.Context, jobID JobID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetLive The process runs
 	//
 	// Corresponds with GET /health/live (the `GetLive` operationId).
@@ -1975,6 +2168,44 @@ func (c *Client) GetDelivery(ctx context.Context, deliveryID DeliveryID, reqEdit
 	return c.Client.Do(req)
 }
 
+// CancelDelivery Cancel a pending delivery
+//
+// After this answer no further attempt begins. A request under way is recorded first, and wins if it was delivered;
+// otherwise the delivery ends as `canceled`, with a leaf of that kind, usually within a second. Safe to repeat while the
+// delivery is pending; 409 once it is finished.
+//
+// Corresponds with POST /api/v1/deliveries/{delivery_id}/cancel (the `CancelDelivery` operationId).
+func (c *Client) CancelDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCancelDeliveryRequest(c.Server, deliveryID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Redeliver Deliver a finished delivery again
+//
+// Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
+// attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
+// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+//
+// Corresponds with POST /api/v1/deliveries/{delivery_id}/redeliver (the `Redeliver` operationId).
+func (c *Client) Redeliver(ctx context.Context, deliveryID DeliveryID, params *RedeliverParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRedeliverRequest(c.Server, deliveryID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ReleaseDelivery Let the deliveries behind a dead one go on
 //
 // For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
@@ -1983,6 +2214,24 @@ func (c *Client) GetDelivery(ctx context.Context, deliveryID DeliveryID, reqEdit
 // Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
 func (c *Client) ReleaseDelivery(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewReleaseDeliveryRequest(c.Server, deliveryID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RetryDeliveryNow End a pending delivery's wait for its next attempt
+//
+// The attempt is made as soon as the destination's limits let it; it counts like any other. Nothing changes if one is
+// under way. What waits for a paused or disabled destination goes on waiting for it. 409 once the delivery is finished.
+//
+// Corresponds with POST /api/v1/deliveries/{delivery_id}/retry-now (the `RetryDeliveryNow` operationId).
+func (c *Client) RetryDeliveryNow(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryDeliveryNowRequest(c.Server, deliveryID)
 	if err != nil {
 		return nil, err
 	}
@@ -2633,6 +2882,99 @@ func (c *Client) GetEvent(ctx context.Context, eventID EventID, reqEditors ...Re
 // Corresponds with GET /api/v1/events/{event_id}/payload (the `GetPayload` operationId).
 func (c *Client) GetPayload(ctx context.Context, eventID EventID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetPayloadRequest(c.Server, eventID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListRedeliveryJobs List redelivery jobs, newest first
+//
+// Corresponds with GET /api/v1/redeliveries (the `ListRedeliveryJobs` operationId).
+func (c *Client) ListRedeliveryJobs(ctx context.Context, params *ListRedeliveryJobsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRedeliveryJobsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRedeliveryJobWithBody Deliver many finished deliveries again
+//
+// With `dry_run` it is counted what would be delivered again now, and nothing happens. Otherwise a job counts first, and
+// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
+// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
+// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
+// 10 unfinished jobs and one dry run at a time (409).
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
+func (c *Client) CreateRedeliveryJobWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRedeliveryJobRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRedeliveryJob Deliver many finished deliveries again
+//
+// With `dry_run` it is counted what would be delivered again now, and nothing happens. Otherwise a job counts first, and
+// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
+// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
+// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
+// 10 unfinished jobs and one dry run at a time (409).
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
+func (c *Client) CreateRedeliveryJob(ctx context.Context, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRedeliveryJobRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetRedeliveryJob Read how far a redelivery job is
+//
+// Corresponds with GET /api/v1/redeliveries/{job_id} (the `GetRedeliveryJob` operationId).
+func (c *Client) GetRedeliveryJob(ctx context.Context, jobID JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetRedeliveryJobRequest(c.Server, jobID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CancelRedeliveryJob Stop a redelivery job
+//
+// The deliveries that it has made stay. 409 once it is finished.
+//
+// Corresponds with POST /api/v1/redeliveries/{job_id}/cancel (the `CancelRedeliveryJob` operationId).
+func (c *Client) CancelRedeliveryJob(ctx context.Context, jobID JobID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCancelRedeliveryJobRequest(c.Server, jobID)
 	if err != nil {
 		return nil, err
 	}
@@ -3302,6 +3644,89 @@ func NewGetDeliveryRequest(server string, deliveryID DeliveryID) (*http.Request,
 	return req, nil
 }
 
+// NewCancelDeliveryRequest constructs an http.Request for the CancelDelivery method
+func NewCancelDeliveryRequest(server string, deliveryID DeliveryID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "delivery_id", deliveryID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/deliveries/%s/cancel", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRedeliverRequest constructs an http.Request for the Redeliver method
+func NewRedeliverRequest(server string, deliveryID DeliveryID, params *RedeliverParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "delivery_id", deliveryID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/deliveries/%s/redeliver", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewReleaseDeliveryRequest constructs an http.Request for the ReleaseDelivery method
 func NewReleaseDeliveryRequest(server string, deliveryID DeliveryID) (*http.Request, error) {
 	var err error
@@ -3319,6 +3744,40 @@ func NewReleaseDeliveryRequest(server string, deliveryID DeliveryID) (*http.Requ
 	}
 
 	operationPath := fmt.Sprintf("/api/v1/deliveries/%s/release", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRetryDeliveryNowRequest constructs an http.Request for the RetryDeliveryNow method
+func NewRetryDeliveryNowRequest(server string, deliveryID DeliveryID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "delivery_id", deliveryID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/deliveries/%s/retry-now", pathParam0)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -4532,6 +4991,180 @@ func NewGetPayloadRequest(server string, eventID EventID) (*http.Request, error)
 	return req, nil
 }
 
+// NewListRedeliveryJobsRequest constructs an http.Request for the ListRedeliveryJobs method
+func NewListRedeliveryJobsRequest(server string, params *ListRedeliveryJobsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/redeliveries")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateRedeliveryJobRequest calls the generic CreateRedeliveryJob builder with application/json body
+func NewCreateRedeliveryJobRequest(server string, body CreateRedeliveryJobJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateRedeliveryJobRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewCreateRedeliveryJobRequestWithBody constructs an http.Request for the CreateRedeliveryJob method, with any body, and a specified content type
+func NewCreateRedeliveryJobRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/redeliveries")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetRedeliveryJobRequest constructs an http.Request for the GetRedeliveryJob method
+func NewGetRedeliveryJobRequest(server string, jobID JobID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job_id", jobID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/redeliveries/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCancelRedeliveryJobRequest constructs an http.Request for the CancelRedeliveryJob method
+func NewCancelRedeliveryJobRequest(server string, jobID JobID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job_id", jobID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/redeliveries/%s/cancel", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetLiveRequest constructs an http.Request for the GetLive method
 func NewGetLiveRequest(server string) (*http.Request, error) {
 	var err error
@@ -4816,6 +5449,28 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/deliveries/{delivery_id} (the `GetDelivery` operationId).
 	GetDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*GetDeliveryResponse, error)
 
+	// CancelDeliveryWithResponse Cancel a pending delivery
+	//
+	// After this answer no further attempt begins. A request under way is recorded first, and wins if it was delivered;
+	// otherwise the delivery ends as `canceled`, with a leaf of that kind, usually within a second. Safe to repeat while the
+	// delivery is pending; 409 once it is finished.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/deliveries/{delivery_id}/cancel (the `CancelDelivery` operationId).
+	CancelDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*CancelDeliveryResponse, error)
+
+	// RedeliverWithResponse Deliver a finished delivery again
+	//
+	// Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
+	// attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
+	// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/deliveries/{delivery_id}/redeliver (the `Redeliver` operationId).
+	RedeliverWithResponse(ctx context.Context, deliveryID DeliveryID, params *RedeliverParams, reqEditors ...RequestEditorFn) (*RedeliverResponse, error)
+
 	// ReleaseDeliveryWithResponse Let the deliveries behind a dead one go on
 	//
 	// For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
@@ -4825,6 +5480,16 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/deliveries/{delivery_id}/release (the `ReleaseDelivery` operationId).
 	ReleaseDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*ReleaseDeliveryResponse, error)
+
+	// RetryDeliveryNowWithResponse End a pending delivery's wait for its next attempt
+	//
+	// The attempt is made as soon as the destination's limits let it; it counts like any other. Nothing changes if one is
+	// under way. What waits for a paused or disabled destination goes on waiting for it. 409 once the delivery is finished.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/deliveries/{delivery_id}/retry-now (the `RetryDeliveryNow` operationId).
+	RetryDeliveryNowWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*RetryDeliveryNowResponse, error)
 
 	// DeleteDestinationWithResponse Delete a destination
 	//
@@ -5163,6 +5828,55 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/events/{event_id}/payload (the `GetPayload` operationId).
 	GetPayloadWithResponse(ctx context.Context, eventID EventID, reqEditors ...RequestEditorFn) (*GetPayloadResponse, error)
+
+	// ListRedeliveryJobsWithResponse List redelivery jobs, newest first
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/redeliveries (the `ListRedeliveryJobs` operationId).
+	ListRedeliveryJobsWithResponse(ctx context.Context, params *ListRedeliveryJobsParams, reqEditors ...RequestEditorFn) (*ListRedeliveryJobsResponse, error)
+
+	// CreateRedeliveryJobWithBodyWithResponse Deliver many finished deliveries again
+	//
+	// With `dry_run` it is counted what would be delivered again now, and nothing happens. Otherwise a job counts first, and
+	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
+	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
+	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
+	// 10 unfinished jobs and one dry run at a time (409).
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
+	CreateRedeliveryJobWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error)
+
+	// CreateRedeliveryJobWithResponse Deliver many finished deliveries again
+	//
+	// With `dry_run` it is counted what would be delivered again now, and nothing happens. Otherwise a job counts first, and
+	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
+	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
+	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
+	// 10 unfinished jobs and one dry run at a time (409).
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
+	CreateRedeliveryJobWithResponse(ctx context.Context, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error)
+
+	// GetRedeliveryJobWithResponse Read how far a redelivery job is
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/redeliveries/{job_id} (the `GetRedeliveryJob` operationId).
+	GetRedeliveryJobWithResponse(ctx context.Context, jobID JobID, reqEditors ...RequestEditorFn) (*GetRedeliveryJobResponse, error)
+
+	// CancelRedeliveryJobWithResponse Stop a redelivery job
+	//
+	// The deliveries that it has made stay. 409 once it is finished.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/redeliveries/{job_id}/cancel (the `CancelRedeliveryJob` operationId).
+	CancelRedeliveryJobWithResponse(ctx context.Context, jobID JobID, reqEditors ...RequestEditorFn) (*CancelRedeliveryJobResponse, error)
 
 	// GetLiveWithResponse The process runs
 	//
@@ -5889,6 +6603,193 @@ func (r GetDeliveryResponse) ContentType() string {
 	return ""
 }
 
+// CancelDeliveryResponse503Headers the declared response headers of an HTTP 503 response for CancelDelivery
+type CancelDeliveryResponse503Headers struct {
+	RetryAfter *int
+}
+
+type CancelDeliveryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *DeliveryCommand
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *CancelDeliveryResponse503Headers
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r CancelDeliveryResponse) GetJSON202() *DeliveryCommand {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r CancelDeliveryResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r CancelDeliveryResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r CancelDeliveryResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r CancelDeliveryResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r CancelDeliveryResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CancelDeliveryResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CancelDeliveryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CancelDeliveryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CancelDeliveryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CancelDeliveryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RedeliverResponse503Headers the declared response headers of an HTTP 503 response for Redeliver
+type RedeliverResponse503Headers struct {
+	RetryAfter *int
+}
+
+type RedeliverResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Redelivery
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON410 the response for an HTTP 410 `application/problem+json` response
+	ApplicationProblemJSON410 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *RedeliverResponse503Headers
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r RedeliverResponse) GetJSON202() *Redelivery {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RedeliverResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RedeliverResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RedeliverResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RedeliverResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON410 returns the response for an HTTP 410 `application/problem+json` response
+func (r RedeliverResponse) GetApplicationProblemJSON410() *Problem {
+	return r.ApplicationProblemJSON410
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RedeliverResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RedeliverResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RedeliverResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RedeliverResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RedeliverResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RedeliverResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ReleaseDeliveryResponse503Headers the declared response headers of an HTTP 503 response for ReleaseDelivery
 type ReleaseDeliveryResponse503Headers struct {
 	RetryAfter *int
@@ -5959,6 +6860,96 @@ func (r ReleaseDeliveryResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ReleaseDeliveryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RetryDeliveryNowResponse503Headers the declared response headers of an HTTP 503 response for RetryDeliveryNow
+type RetryDeliveryNowResponse503Headers struct {
+	RetryAfter *int
+}
+
+type RetryDeliveryNowResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *DeliveryCommand
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *RetryDeliveryNowResponse503Headers
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r RetryDeliveryNowResponse) GetJSON202() *DeliveryCommand {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RetryDeliveryNowResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RetryDeliveryNowResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RetryDeliveryNowResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RetryDeliveryNowResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RetryDeliveryNowResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RetryDeliveryNowResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RetryDeliveryNowResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RetryDeliveryNowResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RetryDeliveryNowResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RetryDeliveryNowResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8241,6 +9232,352 @@ func (r GetPayloadResponse) ContentType() string {
 	return ""
 }
 
+// ListRedeliveryJobsResponse503Headers the declared response headers of an HTTP 503 response for ListRedeliveryJobs
+type ListRedeliveryJobsResponse503Headers struct {
+	RetryAfter *int
+}
+
+type ListRedeliveryJobsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RedeliveryJobPage
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *ListRedeliveryJobsResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRedeliveryJobsResponse) GetJSON200() *RedeliveryJobPage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r ListRedeliveryJobsResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r ListRedeliveryJobsResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r ListRedeliveryJobsResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRedeliveryJobsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRedeliveryJobsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRedeliveryJobsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRedeliveryJobsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRedeliveryJobsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateRedeliveryJobResponse503Headers the declared response headers of an HTTP 503 response for CreateRedeliveryJob
+type CreateRedeliveryJobResponse503Headers struct {
+	RetryAfter *int
+}
+
+type CreateRedeliveryJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RedeliveryCount
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *RedeliveryJob
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *CreateRedeliveryJobResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CreateRedeliveryJobResponse) GetJSON200() *RedeliveryCount {
+	return r.JSON200
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r CreateRedeliveryJobResponse) GetJSON202() *RedeliveryJob {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r CreateRedeliveryJobResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r CreateRedeliveryJobResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r CreateRedeliveryJobResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r CreateRedeliveryJobResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r CreateRedeliveryJobResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r CreateRedeliveryJobResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateRedeliveryJobResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateRedeliveryJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateRedeliveryJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateRedeliveryJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateRedeliveryJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetRedeliveryJobResponse503Headers the declared response headers of an HTTP 503 response for GetRedeliveryJob
+type GetRedeliveryJobResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetRedeliveryJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RedeliveryJob
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetRedeliveryJobResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetRedeliveryJobResponse) GetJSON200() *RedeliveryJob {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetRedeliveryJobResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetRedeliveryJobResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetRedeliveryJobResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetRedeliveryJobResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetRedeliveryJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetRedeliveryJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetRedeliveryJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetRedeliveryJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CancelRedeliveryJobResponse503Headers the declared response headers of an HTTP 503 response for CancelRedeliveryJob
+type CancelRedeliveryJobResponse503Headers struct {
+	RetryAfter *int
+}
+
+type CancelRedeliveryJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RedeliveryJob
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *CancelRedeliveryJobResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CancelRedeliveryJobResponse) GetJSON200() *RedeliveryJob {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r CancelRedeliveryJobResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r CancelRedeliveryJobResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r CancelRedeliveryJobResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r CancelRedeliveryJobResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r CancelRedeliveryJobResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CancelRedeliveryJobResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CancelRedeliveryJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CancelRedeliveryJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CancelRedeliveryJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CancelRedeliveryJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetLiveResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -8719,6 +10056,40 @@ func (c *ClientWithResponses) GetDeliveryWithResponse(ctx context.Context, deliv
 	return ParseGetDeliveryResponse(rsp)
 }
 
+// CancelDeliveryWithResponse Cancel a pending delivery
+//
+// After this answer no further attempt begins. A request under way is recorded first, and wins if it was delivered;
+// otherwise the delivery ends as `canceled`, with a leaf of that kind, usually within a second. Safe to repeat while the
+// delivery is pending; 409 once it is finished.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/deliveries/{delivery_id}/cancel (the `CancelDelivery` operationId).
+func (c *ClientWithResponses) CancelDeliveryWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*CancelDeliveryResponse, error) {
+	rsp, err := c.CancelDelivery(ctx, deliveryID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCancelDeliveryResponse(rsp)
+}
+
+// RedeliverWithResponse Deliver a finished delivery again
+//
+// Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
+// attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
+// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/deliveries/{delivery_id}/redeliver (the `Redeliver` operationId).
+func (c *ClientWithResponses) RedeliverWithResponse(ctx context.Context, deliveryID DeliveryID, params *RedeliverParams, reqEditors ...RequestEditorFn) (*RedeliverResponse, error) {
+	rsp, err := c.Redeliver(ctx, deliveryID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRedeliverResponse(rsp)
+}
+
 // ReleaseDeliveryWithResponse Let the deliveries behind a dead one go on
 //
 // For an endpoint whose `ordering` says `on_dead: block`: the deliveries of the same key that wait behind this dead
@@ -8733,6 +10104,22 @@ func (c *ClientWithResponses) ReleaseDeliveryWithResponse(ctx context.Context, d
 		return nil, err
 	}
 	return ParseReleaseDeliveryResponse(rsp)
+}
+
+// RetryDeliveryNowWithResponse End a pending delivery's wait for its next attempt
+//
+// The attempt is made as soon as the destination's limits let it; it counts like any other. Nothing changes if one is
+// under way. What waits for a paused or disabled destination goes on waiting for it. 409 once the delivery is finished.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/deliveries/{delivery_id}/retry-now (the `RetryDeliveryNow` operationId).
+func (c *ClientWithResponses) RetryDeliveryNowWithResponse(ctx context.Context, deliveryID DeliveryID, reqEditors ...RequestEditorFn) (*RetryDeliveryNowResponse, error) {
+	rsp, err := c.RetryDeliveryNow(ctx, deliveryID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryDeliveryNowResponse(rsp)
 }
 
 // DeleteDestinationWithResponse Delete a destination
@@ -9281,6 +10668,85 @@ func (c *ClientWithResponses) GetPayloadWithResponse(ctx context.Context, eventI
 		return nil, err
 	}
 	return ParseGetPayloadResponse(rsp)
+}
+
+// ListRedeliveryJobsWithResponse List redelivery jobs, newest first
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/redeliveries (the `ListRedeliveryJobs` operationId).
+func (c *ClientWithResponses) ListRedeliveryJobsWithResponse(ctx context.Context, params *ListRedeliveryJobsParams, reqEditors ...RequestEditorFn) (*ListRedeliveryJobsResponse, error) {
+	rsp, err := c.ListRedeliveryJobs(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRedeliveryJobsResponse(rsp)
+}
+
+// CreateRedeliveryJobWithBodyWithResponse Deliver many finished deliveries again
+//
+// With `dry_run` it is counted what would be delivered again now, and nothing happens. Otherwise a job counts first, and
+// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
+// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
+// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
+// 10 unfinished jobs and one dry run at a time (409).
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
+func (c *ClientWithResponses) CreateRedeliveryJobWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error) {
+	rsp, err := c.CreateRedeliveryJobWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRedeliveryJobResponse(rsp)
+}
+
+// CreateRedeliveryJobWithResponse Deliver many finished deliveries again
+//
+// With `dry_run` it is counted what would be delivered again now, and nothing happens. Otherwise a job counts first, and
+// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
+// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
+// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
+// 10 unfinished jobs and one dry run at a time (409).
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
+func (c *ClientWithResponses) CreateRedeliveryJobWithResponse(ctx context.Context, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error) {
+	rsp, err := c.CreateRedeliveryJob(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRedeliveryJobResponse(rsp)
+}
+
+// GetRedeliveryJobWithResponse Read how far a redelivery job is
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/redeliveries/{job_id} (the `GetRedeliveryJob` operationId).
+func (c *ClientWithResponses) GetRedeliveryJobWithResponse(ctx context.Context, jobID JobID, reqEditors ...RequestEditorFn) (*GetRedeliveryJobResponse, error) {
+	rsp, err := c.GetRedeliveryJob(ctx, jobID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetRedeliveryJobResponse(rsp)
+}
+
+// CancelRedeliveryJobWithResponse Stop a redelivery job
+//
+// The deliveries that it has made stay. 409 once it is finished.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/redeliveries/{job_id}/cancel (the `CancelRedeliveryJob` operationId).
+func (c *ClientWithResponses) CancelRedeliveryJobWithResponse(ctx context.Context, jobID JobID, reqEditors ...RequestEditorFn) (*CancelRedeliveryJobResponse, error) {
+	rsp, err := c.CancelRedeliveryJob(ctx, jobID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCancelRedeliveryJobResponse(rsp)
 }
 
 // GetLiveWithResponse The process runs
@@ -9977,6 +11443,175 @@ func ParseGetDeliveryResponse(rsp *http.Response) (*GetDeliveryResponse, error) 
 	return response, nil
 }
 
+// ParseCancelDeliveryResponse parses an HTTP response from a CancelDeliveryWithResponse call
+func ParseCancelDeliveryResponse(rsp *http.Response) (*CancelDeliveryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CancelDeliveryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest DeliveryCommand
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers CancelDeliveryResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRedeliverResponse parses an HTTP response from a RedeliverWithResponse call
+func ParseRedeliverResponse(rsp *http.Response) (*RedeliverResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RedeliverResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Redelivery
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 410:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON410 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers RedeliverResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseReleaseDeliveryResponse parses an HTTP response from a ReleaseDeliveryWithResponse call
 func ParseReleaseDeliveryResponse(rsp *http.Response) (*ReleaseDeliveryResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -10034,6 +11669,87 @@ func ParseReleaseDeliveryResponse(rsp *http.Response) (*ReleaseDeliveryResponse,
 	switch {
 	case rsp.StatusCode == 503:
 		var headers ReleaseDeliveryResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRetryDeliveryNowResponse parses an HTTP response from a RetryDeliveryNowWithResponse call
+func ParseRetryDeliveryNowResponse(rsp *http.Response) (*RetryDeliveryNowResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RetryDeliveryNowResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest DeliveryCommand
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers RetryDeliveryNowResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -12082,6 +13798,316 @@ func ParseGetPayloadResponse(rsp *http.Response) (*GetPayloadResponse, error) {
 	switch {
 	case rsp.StatusCode == 503:
 		var headers GetPayloadResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListRedeliveryJobsResponse parses an HTTP response from a ListRedeliveryJobsWithResponse call
+func ParseListRedeliveryJobsResponse(rsp *http.Response) (*ListRedeliveryJobsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRedeliveryJobsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RedeliveryJobPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers ListRedeliveryJobsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCreateRedeliveryJobResponse parses an HTTP response from a CreateRedeliveryJobWithResponse call
+func ParseCreateRedeliveryJobResponse(rsp *http.Response) (*CreateRedeliveryJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateRedeliveryJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RedeliveryCount
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest RedeliveryJob
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers CreateRedeliveryJobResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetRedeliveryJobResponse parses an HTTP response from a GetRedeliveryJobWithResponse call
+func ParseGetRedeliveryJobResponse(rsp *http.Response) (*GetRedeliveryJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetRedeliveryJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RedeliveryJob
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetRedeliveryJobResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCancelRedeliveryJobResponse parses an HTTP response from a CancelRedeliveryJobWithResponse call
+func ParseCancelRedeliveryJobResponse(rsp *http.Response) (*CancelRedeliveryJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CancelRedeliveryJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RedeliveryJob
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers CancelRedeliveryJobResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {

@@ -468,8 +468,18 @@ type Delivery struct {
 	// OrderSeq Its place among the deliveries of its key to this destination, if the endpoint keeps an order: it waits until those before it are over.
 	OrderSeq *int64 `json:"order_seq,omitempty"`
 
+	// RedeliveryOf The delivery that this one repeats, if it does.
+	RedeliveryOf *string `json:"redelivery_of,omitempty"`
+
 	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
 	State string `json:"state"`
+}
+
+// DeliveryCommand defines model for DeliveryCommand.
+type DeliveryCommand struct {
+	// Command `cancel` or `retry_now`.
+	Command    string `json:"command"`
+	DeliveryID string `json:"delivery_id"`
 }
 
 // DeliveryPage defines model for DeliveryPage.
@@ -892,6 +902,30 @@ type NewEndpoint struct {
 	Verification Verification `json:"verification"`
 }
 
+// NewRedeliveryJob At least one of `destination_id` and `endpoint_id` is needed.
+type NewRedeliveryJob struct {
+	// DestinationID Only deliveries to this destination.
+	DestinationID *string `json:"destination_id,omitempty"`
+
+	// DryRun Only count.
+	DryRun *bool `json:"dry_run,omitempty"`
+
+	// EndpointID Only deliveries of events that this endpoint accepted.
+	EndpointID *string `json:"endpoint_id,omitempty"`
+
+	// From Only events that were accepted then or later, to the millisecond. Default: all.
+	From *time.Time `json:"from,omitempty"`
+
+	// RatePerSecond How many are delivered again per second at most.
+	RatePerSecond *int `json:"rate_per_second,omitempty"`
+
+	// States Only deliveries that ended so: any of `dead`, `delivered`, `canceled`, `skipped`, each once. Default: `dead`.
+	States *[]string `json:"states,omitempty"`
+
+	// Until Only events that were accepted before. Default: now.
+	Until *time.Time `json:"until,omitempty"`
+}
+
 // NewSecret defines model for NewSecret.
 type NewSecret struct {
 	// ExpireOthersInSeconds When the endpoint's other secrets expire, if not before; 0 is at once. Without it they stay as they are.
@@ -1008,6 +1042,74 @@ type ReceivedResponse struct {
 
 	// Truncated More followed that was not read.
 	Truncated bool `json:"truncated"`
+}
+
+// Redelivery defines model for Redelivery.
+type Redelivery struct {
+	// DeliveryID The new delivery.
+	DeliveryID string `json:"delivery_id"`
+
+	// RedeliveryOf The old one.
+	RedeliveryOf string `json:"redelivery_of"`
+}
+
+// RedeliveryCount defines model for RedeliveryCount.
+type RedeliveryCount struct {
+	// Complete `false`: there are more than could be counted within 5 s. Ask for a shorter time.
+	Complete bool `json:"complete"`
+
+	// Total How many deliveries the filter finds.
+	Total          int64 `json:"total"`
+	WouldRedeliver int64 `json:"would_redeliver"`
+
+	// WouldSkip Deliveries that are left out, by reason.
+	WouldSkip RedeliverySkips `json:"would_skip"`
+}
+
+// RedeliveryJob defines model for RedeliveryJob.
+type RedeliveryJob struct {
+	CreatedAt     time.Time `json:"created_at"`
+	DestinationID *string   `json:"destination_id,omitempty"`
+
+	// Done How many were delivered again.
+	Done       int64   `json:"done"`
+	EndpointID *string `json:"endpoint_id,omitempty"`
+
+	// Error A word for what went wrong last, while it does. The job is tried again by itself.
+	Error         *string    `json:"error,omitempty"`
+	FinishedAt    *time.Time `json:"finished_at,omitempty"`
+	From          time.Time  `json:"from"`
+	ID            string     `json:"id"`
+	RatePerSecond int        `json:"rate_per_second"`
+
+	// Skipped Deliveries that are left out, by reason.
+	Skipped RedeliverySkips `json:"skipped"`
+
+	// State `counting`: how many deliveries there are, nothing has happened. `running`. Then one of `done`, `canceled`, and
+	// `failed`: something went wrong here, ten times in a row.
+	State  string   `json:"state"`
+	States []string `json:"states"`
+
+	// Total How many deliveries were found; it grows while `counting`.
+	Total int64     `json:"total"`
+	Until time.Time `json:"until"`
+}
+
+// RedeliveryJobPage defines model for RedeliveryJobPage.
+type RedeliveryJobPage struct {
+	Data []RedeliveryJob `json:"data"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"next_cursor,omitempty"`
+}
+
+// RedeliverySkips Deliveries that are left out, by reason.
+type RedeliverySkips struct {
+	DestinationRemoved int64 `json:"destination_removed"`
+	PayloadErased      int64 `json:"payload_erased"`
+
+	// Redelivered It was delivered again before.
+	Redelivered int64 `json:"redelivered"`
 }
 
 // Schedule When a delivery is tried again, and how often. Waits are moved by up to ±25 % at random. After attempt n the n-th
@@ -1195,6 +1297,9 @@ type EndpointID = string
 // EventID Example: evt_01h455vb4pex5vsknk084sn02q
 type EventID = string
 
+// JobID Example: job_01h455vb4pex5vsknk084sn02q
+type JobID = string
+
 // Limit defines model for Limit.
 type Limit = int
 
@@ -1278,6 +1383,13 @@ type ListDeliveriesParams struct {
 	CreatedBefore *time.Time `form:"created_before,omitempty" json:"created_before,omitempty"`
 }
 
+// RedeliverParams defines parameters for Redeliver.
+type RedeliverParams struct {
+	// IdempotencyKey Makes this request safe to repeat for seven days: the same key for the same delivery is answered with the same new
+	// delivery, and for another one it is a conflict (409).
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
 // ListEndpointsParams defines parameters for ListEndpoints.
 type ListEndpointsParams struct {
 	// Limit How many at most.
@@ -1322,6 +1434,15 @@ type ListEventsParams struct {
 	IdempotencyKey *string `form:"idempotency_key,omitempty" json:"idempotency_key,omitempty"`
 }
 
+// ListRedeliveryJobsParams defines parameters for ListRedeliveryJobs.
+type ListRedeliveryJobsParams struct {
+	// Limit How many at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next_cursor` of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
 // UpdateDestinationJSONRequestBody defines body for UpdateDestination for application/json ContentType.
 type UpdateDestinationJSONRequestBody = DestinationChange
 
@@ -1345,6 +1466,9 @@ type AddDestinationJSONRequestBody = NewDestination
 
 // AddSecretJSONRequestBody defines body for AddSecret for application/json ContentType.
 type AddSecretJSONRequestBody = NewSecret
+
+// CreateRedeliveryJobJSONRequestBody defines body for CreateRedeliveryJob for application/json ContentType.
+type CreateRedeliveryJobJSONRequestBody = NewRedeliveryJob
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -1372,9 +1496,18 @@ type ServerInterface interface {
 	// GetDelivery Read a delivery with its attempts
 	// (GET /api/v1/deliveries/{delivery_id})
 	GetDelivery(c *gin.Context, deliveryID DeliveryID)
+	// CancelDelivery Cancel a pending delivery
+	// (POST /api/v1/deliveries/{delivery_id}/cancel)
+	CancelDelivery(c *gin.Context, deliveryID DeliveryID)
+	// Redeliver Deliver a finished delivery again
+	// (POST /api/v1/deliveries/{delivery_id}/redeliver)
+	Redeliver(c *gin.Context, deliveryID DeliveryID, params RedeliverParams)
 	// ReleaseDelivery Let the deliveries behind a dead one go on
 	// (POST /api/v1/deliveries/{delivery_id}/release)
 	ReleaseDelivery(c *gin.Context, deliveryID DeliveryID)
+	// RetryDeliveryNow End a pending delivery's wait for its next attempt
+	// (POST /api/v1/deliveries/{delivery_id}/retry-now)
+	RetryDeliveryNow(c *gin.Context, deliveryID DeliveryID)
 	// DeleteDestination Delete a destination
 	// (DELETE /api/v1/destinations/{destination_id})
 	DeleteDestination(c *gin.Context, destinationID DestinationID)
@@ -1456,6 +1589,18 @@ type ServerInterface interface {
 	// GetPayload Read an event's body, byte for byte
 	// (GET /api/v1/events/{event_id}/payload)
 	GetPayload(c *gin.Context, eventID EventID)
+	// ListRedeliveryJobs List redelivery jobs, newest first
+	// (GET /api/v1/redeliveries)
+	ListRedeliveryJobs(c *gin.Context, params ListRedeliveryJobsParams)
+	// CreateRedeliveryJob Deliver many finished deliveries again
+	// (POST /api/v1/redeliveries)
+	CreateRedeliveryJob(c *gin.Context)
+	// GetRedeliveryJob Read how far a redelivery job is
+	// (GET /api/v1/redeliveries/{job_id})
+	GetRedeliveryJob(c *gin.Context, jobID JobID)
+	// CancelRedeliveryJob Stop a redelivery job
+	// (POST /api/v1/redeliveries/{job_id}/cancel)
+	CancelRedeliveryJob(c *gin.Context, jobID JobID)
 	// GetLive The process runs
 	// (GET /health/live)
 	GetLive(c *gin.Context)
@@ -1823,6 +1968,80 @@ func (siw *ServerInterfaceWrapper) GetDelivery(c *gin.Context) {
 	siw.Handler.GetDelivery(c, deliveryID)
 }
 
+// CancelDelivery operation middleware
+func (siw *ServerInterfaceWrapper) CancelDelivery(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "delivery_id" -------------
+	var deliveryID DeliveryID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "delivery_id", c.Param("delivery_id"), &deliveryID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter delivery_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CancelDelivery(c, deliveryID)
+}
+
+// Redeliver operation middleware
+func (siw *ServerInterfaceWrapper) Redeliver(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "delivery_id" -------------
+	var deliveryID DeliveryID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "delivery_id", c.Param("delivery_id"), &deliveryID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter delivery_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RedeliverParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.Redeliver(c, deliveryID, params)
+}
+
 // ReleaseDelivery operation middleware
 func (siw *ServerInterfaceWrapper) ReleaseDelivery(c *gin.Context) {
 
@@ -1846,6 +2065,31 @@ func (siw *ServerInterfaceWrapper) ReleaseDelivery(c *gin.Context) {
 	}
 
 	siw.Handler.ReleaseDelivery(c, deliveryID)
+}
+
+// RetryDeliveryNow operation middleware
+func (siw *ServerInterfaceWrapper) RetryDeliveryNow(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "delivery_id" -------------
+	var deliveryID DeliveryID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "delivery_id", c.Param("delivery_id"), &deliveryID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter delivery_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.RetryDeliveryNow(c, deliveryID)
 }
 
 // DeleteDestination operation middleware
@@ -2622,6 +2866,104 @@ func (siw *ServerInterfaceWrapper) GetPayload(c *gin.Context) {
 	siw.Handler.GetPayload(c, eventID)
 }
 
+// ListRedeliveryJobs operation middleware
+func (siw *ServerInterfaceWrapper) ListRedeliveryJobs(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListRedeliveryJobsParams
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", c.Request.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter limit: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", c.Request.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter cursor: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListRedeliveryJobs(c, params)
+}
+
+// CreateRedeliveryJob operation middleware
+func (siw *ServerInterfaceWrapper) CreateRedeliveryJob(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CreateRedeliveryJob(c)
+}
+
+// GetRedeliveryJob operation middleware
+func (siw *ServerInterfaceWrapper) GetRedeliveryJob(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobID JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", c.Param("job_id"), &jobID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter job_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetRedeliveryJob(c, jobID)
+}
+
+// CancelRedeliveryJob operation middleware
+func (siw *ServerInterfaceWrapper) CancelRedeliveryJob(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "job_id" -------------
+	var jobID JobID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "job_id", c.Param("job_id"), &jobID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter job_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CancelRedeliveryJob(c, jobID)
+}
+
 // GetLive operation middleware
 func (siw *ServerInterfaceWrapper) GetLive(c *gin.Context) {
 
@@ -2727,6 +3069,13 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/events", wrapper.ListEvents)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id", wrapper.GetEvent)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id/payload", wrapper.GetPayload)
+	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/cancel", wrapper.CancelDelivery)
+	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/retry-now", wrapper.RetryDeliveryNow)
+	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/redeliver", wrapper.Redeliver)
+	router.GET(options.BaseURL+"/api/v1/redeliveries", wrapper.ListRedeliveryJobs)
+	router.POST(options.BaseURL+"/api/v1/redeliveries", wrapper.CreateRedeliveryJob)
+	router.GET(options.BaseURL+"/api/v1/redeliveries/:job_id", wrapper.GetRedeliveryJob)
+	router.POST(options.BaseURL+"/api/v1/redeliveries/:job_id/cancel", wrapper.CancelRedeliveryJob)
 	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/release", wrapper.ReleaseDelivery)
 	router.GET(options.BaseURL+"/api/v1/deliveries", wrapper.ListDeliveries)
 	router.GET(options.BaseURL+"/api/v1/deliveries/:delivery_id", wrapper.GetDelivery)
@@ -3561,6 +3910,253 @@ func (response GetDeliverydefaultApplicationProblemPlusJSONResponse) VisitGetDel
 	return err
 }
 
+type CancelDeliveryRequestObject struct {
+	DeliveryID DeliveryID `json:"delivery_id"`
+}
+
+type CancelDeliveryResponseObject interface {
+	VisitCancelDeliveryResponse(w http.ResponseWriter) error
+}
+
+type CancelDelivery202JSONResponse DeliveryCommand
+
+func (response CancelDelivery202JSONResponse) VisitCancelDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelDelivery400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response CancelDelivery400ApplicationProblemPlusJSONResponse) VisitCancelDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelDelivery401ApplicationProblemPlusJSONResponse Problem
+
+func (response CancelDelivery401ApplicationProblemPlusJSONResponse) VisitCancelDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelDelivery404ApplicationProblemPlusJSONResponse Problem
+
+func (response CancelDelivery404ApplicationProblemPlusJSONResponse) VisitCancelDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelDelivery409ApplicationProblemPlusJSONResponse Problem
+
+func (response CancelDelivery409ApplicationProblemPlusJSONResponse) VisitCancelDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelDelivery503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response CancelDelivery503ApplicationProblemPlusJSONResponse) VisitCancelDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelDeliverydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CancelDeliverydefaultApplicationProblemPlusJSONResponse) VisitCancelDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RedeliverRequestObject struct {
+	DeliveryID DeliveryID `json:"delivery_id"`
+	Params     RedeliverParams
+}
+
+type RedeliverResponseObject interface {
+	VisitRedeliverResponse(w http.ResponseWriter) error
+}
+
+type Redeliver202JSONResponse Redelivery
+
+func (response Redeliver202JSONResponse) VisitRedeliverResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Redeliver400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response Redeliver400ApplicationProblemPlusJSONResponse) VisitRedeliverResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Redeliver401ApplicationProblemPlusJSONResponse Problem
+
+func (response Redeliver401ApplicationProblemPlusJSONResponse) VisitRedeliverResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Redeliver404ApplicationProblemPlusJSONResponse Problem
+
+func (response Redeliver404ApplicationProblemPlusJSONResponse) VisitRedeliverResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Redeliver409ApplicationProblemPlusJSONResponse Problem
+
+func (response Redeliver409ApplicationProblemPlusJSONResponse) VisitRedeliverResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Redeliver410ApplicationProblemPlusJSONResponse Problem
+
+func (response Redeliver410ApplicationProblemPlusJSONResponse) VisitRedeliverResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(410)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Redeliver503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response Redeliver503ApplicationProblemPlusJSONResponse) VisitRedeliverResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RedeliverdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RedeliverdefaultApplicationProblemPlusJSONResponse) VisitRedeliverResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ReleaseDeliveryRequestObject struct {
 	DeliveryID DeliveryID `json:"delivery_id"`
 }
@@ -3646,6 +4242,122 @@ type ReleaseDeliverydefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ReleaseDeliverydefaultApplicationProblemPlusJSONResponse) VisitReleaseDeliveryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliveryNowRequestObject struct {
+	DeliveryID DeliveryID `json:"delivery_id"`
+}
+
+type RetryDeliveryNowResponseObject interface {
+	VisitRetryDeliveryNowResponse(w http.ResponseWriter) error
+}
+
+type RetryDeliveryNow202JSONResponse DeliveryCommand
+
+func (response RetryDeliveryNow202JSONResponse) VisitRetryDeliveryNowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliveryNow400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response RetryDeliveryNow400ApplicationProblemPlusJSONResponse) VisitRetryDeliveryNowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliveryNow401ApplicationProblemPlusJSONResponse Problem
+
+func (response RetryDeliveryNow401ApplicationProblemPlusJSONResponse) VisitRetryDeliveryNowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliveryNow404ApplicationProblemPlusJSONResponse Problem
+
+func (response RetryDeliveryNow404ApplicationProblemPlusJSONResponse) VisitRetryDeliveryNowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliveryNow409ApplicationProblemPlusJSONResponse Problem
+
+func (response RetryDeliveryNow409ApplicationProblemPlusJSONResponse) VisitRetryDeliveryNowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliveryNow503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response RetryDeliveryNow503ApplicationProblemPlusJSONResponse) VisitRetryDeliveryNowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryDeliveryNowdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RetryDeliveryNowdefaultApplicationProblemPlusJSONResponse) VisitRetryDeliveryNowResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6551,6 +7263,442 @@ func (response GetPayloaddefaultApplicationProblemPlusJSONResponse) VisitGetPayl
 	return err
 }
 
+type ListRedeliveryJobsRequestObject struct {
+	Params ListRedeliveryJobsParams
+}
+
+type ListRedeliveryJobsResponseObject interface {
+	VisitListRedeliveryJobsResponse(w http.ResponseWriter) error
+}
+
+type ListRedeliveryJobs200JSONResponse RedeliveryJobPage
+
+func (response ListRedeliveryJobs200JSONResponse) VisitListRedeliveryJobsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListRedeliveryJobs400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response ListRedeliveryJobs400ApplicationProblemPlusJSONResponse) VisitListRedeliveryJobsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListRedeliveryJobs401ApplicationProblemPlusJSONResponse Problem
+
+func (response ListRedeliveryJobs401ApplicationProblemPlusJSONResponse) VisitListRedeliveryJobsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListRedeliveryJobs503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response ListRedeliveryJobs503ApplicationProblemPlusJSONResponse) VisitListRedeliveryJobsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListRedeliveryJobsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListRedeliveryJobsdefaultApplicationProblemPlusJSONResponse) VisitListRedeliveryJobsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJobRequestObject struct {
+	Body *CreateRedeliveryJobJSONRequestBody
+}
+
+type CreateRedeliveryJobResponseObject interface {
+	VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error
+}
+
+type CreateRedeliveryJob200JSONResponse RedeliveryCount
+
+func (response CreateRedeliveryJob200JSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJob202JSONResponse RedeliveryJob
+
+func (response CreateRedeliveryJob202JSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJob400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response CreateRedeliveryJob400ApplicationProblemPlusJSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJob401ApplicationProblemPlusJSONResponse Problem
+
+func (response CreateRedeliveryJob401ApplicationProblemPlusJSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJob409ApplicationProblemPlusJSONResponse Problem
+
+func (response CreateRedeliveryJob409ApplicationProblemPlusJSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJob413ApplicationProblemPlusJSONResponse Problem
+
+func (response CreateRedeliveryJob413ApplicationProblemPlusJSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJob422ApplicationProblemPlusJSONResponse Problem
+
+func (response CreateRedeliveryJob422ApplicationProblemPlusJSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJob503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response CreateRedeliveryJob503ApplicationProblemPlusJSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRedeliveryJobdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateRedeliveryJobdefaultApplicationProblemPlusJSONResponse) VisitCreateRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRedeliveryJobRequestObject struct {
+	JobID JobID `json:"job_id"`
+}
+
+type GetRedeliveryJobResponseObject interface {
+	VisitGetRedeliveryJobResponse(w http.ResponseWriter) error
+}
+
+type GetRedeliveryJob200JSONResponse RedeliveryJob
+
+func (response GetRedeliveryJob200JSONResponse) VisitGetRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRedeliveryJob401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response GetRedeliveryJob401ApplicationProblemPlusJSONResponse) VisitGetRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRedeliveryJob404ApplicationProblemPlusJSONResponse Problem
+
+func (response GetRedeliveryJob404ApplicationProblemPlusJSONResponse) VisitGetRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRedeliveryJob503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetRedeliveryJob503ApplicationProblemPlusJSONResponse) VisitGetRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRedeliveryJobdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetRedeliveryJobdefaultApplicationProblemPlusJSONResponse) VisitGetRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelRedeliveryJobRequestObject struct {
+	JobID JobID `json:"job_id"`
+}
+
+type CancelRedeliveryJobResponseObject interface {
+	VisitCancelRedeliveryJobResponse(w http.ResponseWriter) error
+}
+
+type CancelRedeliveryJob200JSONResponse RedeliveryJob
+
+func (response CancelRedeliveryJob200JSONResponse) VisitCancelRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelRedeliveryJob400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response CancelRedeliveryJob400ApplicationProblemPlusJSONResponse) VisitCancelRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelRedeliveryJob401ApplicationProblemPlusJSONResponse Problem
+
+func (response CancelRedeliveryJob401ApplicationProblemPlusJSONResponse) VisitCancelRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelRedeliveryJob404ApplicationProblemPlusJSONResponse Problem
+
+func (response CancelRedeliveryJob404ApplicationProblemPlusJSONResponse) VisitCancelRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelRedeliveryJob409ApplicationProblemPlusJSONResponse Problem
+
+func (response CancelRedeliveryJob409ApplicationProblemPlusJSONResponse) VisitCancelRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelRedeliveryJob503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response CancelRedeliveryJob503ApplicationProblemPlusJSONResponse) VisitCancelRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CancelRedeliveryJobdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CancelRedeliveryJobdefaultApplicationProblemPlusJSONResponse) VisitCancelRedeliveryJobResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetLiveRequestObject struct {
 }
 
@@ -6709,9 +7857,18 @@ type StrictServerInterface interface {
 	// GetDelivery Read a delivery with its attempts
 	// (GET /api/v1/deliveries/{delivery_id})
 	GetDelivery(ctx context.Context, request GetDeliveryRequestObject) (GetDeliveryResponseObject, error)
+	// CancelDelivery Cancel a pending delivery
+	// (POST /api/v1/deliveries/{delivery_id}/cancel)
+	CancelDelivery(ctx context.Context, request CancelDeliveryRequestObject) (CancelDeliveryResponseObject, error)
+	// Redeliver Deliver a finished delivery again
+	// (POST /api/v1/deliveries/{delivery_id}/redeliver)
+	Redeliver(ctx context.Context, request RedeliverRequestObject) (RedeliverResponseObject, error)
 	// ReleaseDelivery Let the deliveries behind a dead one go on
 	// (POST /api/v1/deliveries/{delivery_id}/release)
 	ReleaseDelivery(ctx context.Context, request ReleaseDeliveryRequestObject) (ReleaseDeliveryResponseObject, error)
+	// RetryDeliveryNow End a pending delivery's wait for its next attempt
+	// (POST /api/v1/deliveries/{delivery_id}/retry-now)
+	RetryDeliveryNow(ctx context.Context, request RetryDeliveryNowRequestObject) (RetryDeliveryNowResponseObject, error)
 	// DeleteDestination Delete a destination
 	// (DELETE /api/v1/destinations/{destination_id})
 	DeleteDestination(ctx context.Context, request DeleteDestinationRequestObject) (DeleteDestinationResponseObject, error)
@@ -6793,6 +7950,18 @@ type StrictServerInterface interface {
 	// GetPayload Read an event's body, byte for byte
 	// (GET /api/v1/events/{event_id}/payload)
 	GetPayload(ctx context.Context, request GetPayloadRequestObject) (GetPayloadResponseObject, error)
+	// ListRedeliveryJobs List redelivery jobs, newest first
+	// (GET /api/v1/redeliveries)
+	ListRedeliveryJobs(ctx context.Context, request ListRedeliveryJobsRequestObject) (ListRedeliveryJobsResponseObject, error)
+	// CreateRedeliveryJob Deliver many finished deliveries again
+	// (POST /api/v1/redeliveries)
+	CreateRedeliveryJob(ctx context.Context, request CreateRedeliveryJobRequestObject) (CreateRedeliveryJobResponseObject, error)
+	// GetRedeliveryJob Read how far a redelivery job is
+	// (GET /api/v1/redeliveries/{job_id})
+	GetRedeliveryJob(ctx context.Context, request GetRedeliveryJobRequestObject) (GetRedeliveryJobResponseObject, error)
+	// CancelRedeliveryJob Stop a redelivery job
+	// (POST /api/v1/redeliveries/{job_id}/cancel)
+	CancelRedeliveryJob(ctx context.Context, request CancelRedeliveryJobRequestObject) (CancelRedeliveryJobResponseObject, error)
 	// GetLive The process runs
 	// (GET /health/live)
 	GetLive(ctx context.Context, request GetLiveRequestObject) (GetLiveResponseObject, error)
@@ -7071,6 +8240,59 @@ func (sh *strictHandler) GetDelivery(ctx *gin.Context, deliveryID DeliveryID) {
 	}
 }
 
+// CancelDelivery operation middleware
+func (sh *strictHandler) CancelDelivery(ctx *gin.Context, deliveryID DeliveryID) {
+	var request CancelDeliveryRequestObject
+
+	request.DeliveryID = deliveryID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CancelDelivery(ctx, request.(CancelDeliveryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CancelDelivery")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CancelDeliveryResponseObject); ok {
+		if err := validResponse.VisitCancelDeliveryResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// Redeliver operation middleware
+func (sh *strictHandler) Redeliver(ctx *gin.Context, deliveryID DeliveryID, params RedeliverParams) {
+	var request RedeliverRequestObject
+
+	request.DeliveryID = deliveryID
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.Redeliver(ctx, request.(RedeliverRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "Redeliver")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(RedeliverResponseObject); ok {
+		if err := validResponse.VisitRedeliverResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ReleaseDelivery operation middleware
 func (sh *strictHandler) ReleaseDelivery(ctx *gin.Context, deliveryID DeliveryID) {
 	var request ReleaseDeliveryRequestObject
@@ -7090,6 +8312,32 @@ func (sh *strictHandler) ReleaseDelivery(ctx *gin.Context, deliveryID DeliveryID
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(ReleaseDeliveryResponseObject); ok {
 		if err := validResponse.VisitReleaseDeliveryResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RetryDeliveryNow operation middleware
+func (sh *strictHandler) RetryDeliveryNow(ctx *gin.Context, deliveryID DeliveryID) {
+	var request RetryDeliveryNowRequestObject
+
+	request.DeliveryID = deliveryID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RetryDeliveryNow(ctx, request.(RetryDeliveryNowRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RetryDeliveryNow")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(RetryDeliveryNowResponseObject); ok {
+		if err := validResponse.VisitRetryDeliveryNowResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
@@ -7937,6 +9185,126 @@ func (sh *strictHandler) GetPayload(ctx *gin.Context, eventID EventID) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetPayloadResponseObject); ok {
 		if err := validResponse.VisitGetPayloadResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListRedeliveryJobs operation middleware
+func (sh *strictHandler) ListRedeliveryJobs(ctx *gin.Context, params ListRedeliveryJobsParams) {
+	var request ListRedeliveryJobsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListRedeliveryJobs(ctx, request.(ListRedeliveryJobsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListRedeliveryJobs")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListRedeliveryJobsResponseObject); ok {
+		if err := validResponse.VisitListRedeliveryJobsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateRedeliveryJob operation middleware
+func (sh *strictHandler) CreateRedeliveryJob(ctx *gin.Context) {
+	var request CreateRedeliveryJobRequestObject
+
+	var body CreateRedeliveryJobJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateRedeliveryJob(ctx, request.(CreateRedeliveryJobRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateRedeliveryJob")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CreateRedeliveryJobResponseObject); ok {
+		if err := validResponse.VisitCreateRedeliveryJobResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetRedeliveryJob operation middleware
+func (sh *strictHandler) GetRedeliveryJob(ctx *gin.Context, jobID JobID) {
+	var request GetRedeliveryJobRequestObject
+
+	request.JobID = jobID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetRedeliveryJob(ctx, request.(GetRedeliveryJobRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetRedeliveryJob")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetRedeliveryJobResponseObject); ok {
+		if err := validResponse.VisitGetRedeliveryJobResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CancelRedeliveryJob operation middleware
+func (sh *strictHandler) CancelRedeliveryJob(ctx *gin.Context, jobID JobID) {
+	var request CancelRedeliveryJobRequestObject
+
+	request.JobID = jobID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CancelRedeliveryJob(ctx, request.(CancelRedeliveryJobRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CancelRedeliveryJob")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CancelRedeliveryJobResponseObject); ok {
+		if err := validResponse.VisitCancelRedeliveryJobResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

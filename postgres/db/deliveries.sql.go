@@ -151,7 +151,7 @@ func (q *Queries) GetAttempt(ctx context.Context, id uuid.UUID) (GetAttemptRow, 
 }
 
 const getDelivery = `-- name: GetDelivery :one
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
 from deliveries d
 where d.id = $1
 `
@@ -167,6 +167,7 @@ type GetDeliveryRow struct {
 	DueAt         *time.Time
 	FinishedAt    *time.Time
 	OrderSeq      *int64
+	RedeliveryOf  *uuid.UUID
 }
 
 func (q *Queries) GetDelivery(ctx context.Context, id uuid.UUID) (GetDeliveryRow, error) {
@@ -183,6 +184,7 @@ func (q *Queries) GetDelivery(ctx context.Context, id uuid.UUID) (GetDeliveryRow
 		&i.DueAt,
 		&i.FinishedAt,
 		&i.OrderSeq,
+		&i.RedeliveryOf,
 	)
 	return i, err
 }
@@ -236,7 +238,7 @@ func (q *Queries) PublishedPlace(ctx context.Context, attemptID uuid.UUID) (Publ
 }
 
 const searchDeliveries = `-- name: SearchDeliveries :many
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
 from deliveries d
 where d.id < $1 and d.id >= $2
   and ($3::text is null or d.state = $3)
@@ -270,6 +272,7 @@ type SearchDeliveriesRow struct {
 	DueAt         *time.Time
 	FinishedAt    *time.Time
 	OrderSeq      *int64
+	RedeliveryOf  *uuid.UUID
 }
 
 func (q *Queries) SearchDeliveries(ctx context.Context, arg SearchDeliveriesParams) ([]SearchDeliveriesRow, error) {
@@ -301,6 +304,7 @@ func (q *Queries) SearchDeliveries(ctx context.Context, arg SearchDeliveriesPara
 			&i.DueAt,
 			&i.FinishedAt,
 			&i.OrderSeq,
+			&i.RedeliveryOf,
 		); err != nil {
 			return nil, err
 		}

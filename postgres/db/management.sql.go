@@ -105,7 +105,7 @@ func (q *Queries) CountDestinations(ctx context.Context, endpointID uuid.UUID) (
 }
 
 const deliveriesOf = `-- name: DeliveriesOf :many
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
 from deliveries d
 where d.event_id = $1 and d.id between $2 and $3
 order by d.id
@@ -122,6 +122,7 @@ type DeliveriesOfRow struct {
 	DueAt         *time.Time
 	FinishedAt    *time.Time
 	OrderSeq      *int64
+	RedeliveryOf  *uuid.UUID
 }
 
 // The bounds are those of the event's millisecond, which its deliveries carry too: only one partition is read.
@@ -145,6 +146,7 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 			&i.DueAt,
 			&i.FinishedAt,
 			&i.OrderSeq,
+			&i.RedeliveryOf,
 		); err != nil {
 			return nil, err
 		}

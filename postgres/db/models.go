@@ -126,6 +126,8 @@ type DeliveryCommand struct {
 	Command    string
 	CreatedAt  time.Time
 	RelayedAt  *time.Time
+	Asked      int32
+	TryAt      time.Time
 }
 
 type DeliveryQueue struct {
@@ -298,6 +300,46 @@ type OrderedDelivery struct {
 	Seq           int64
 	DeliveryID    uuid.UUID
 	TenantID      uuid.UUID
+}
+
+type Redelivery struct {
+	DeliveryID   uuid.UUID
+	RedeliveryID uuid.UUID
+	TenantID     uuid.UUID
+	JobID        *uuid.UUID
+	CreatedAt    time.Time
+}
+
+type RedeliveryJob struct {
+	ID                 uuid.UUID
+	TenantID           uuid.UUID
+	EndpointID         *uuid.UUID
+	DestinationID      *uuid.UUID
+	States             []string
+	AcceptedFrom       time.Time
+	AcceptedUntil      time.Time
+	RatePerSecond      int32
+	State              string
+	CursorEvent        uuid.UUID
+	CursorDelivery     uuid.UUID
+	Total              int64
+	Done               int64
+	SkippedRedelivered int64
+	SkippedErased      int64
+	SkippedRemoved     int64
+	Failures           int32
+	Error              *string
+	NextAt             time.Time
+	CreatedAt          time.Time
+	FinishedAt         *time.Time
+}
+
+type RedeliveryKey struct {
+	TenantID     uuid.UUID
+	KeyHash      []byte
+	DeliveryID   uuid.UUID
+	RedeliveryID uuid.UUID
+	CreatedAt    time.Time
 }
 
 type SignedTreeHead struct {

@@ -31,7 +31,7 @@ select d.id from deliveries d where d.id < sqlc.arg(before) and d.id >= sqlc.arg
 order by d.id desc offset sqlc.arg(chunk)::int - 1 limit 1;
 
 -- name: SearchDeliveries :many
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
 from deliveries d
 where d.id < sqlc.arg(before) and d.id >= sqlc.arg(floor)
   and (sqlc.narg(state)::text is null or d.state = sqlc.narg(state))
@@ -43,7 +43,7 @@ order by d.id desc
 limit sqlc.arg(max_rows);
 
 -- name: GetDelivery :one
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
 from deliveries d
 where d.id = $1;
 

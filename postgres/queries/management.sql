@@ -62,7 +62,7 @@ select e.id, p.body from events e left join event_payloads p on p.event_id = e.i
 
 -- name: DeliveriesOf :many
 -- The bounds are those of the event's millisecond, which its deliveries carry too: only one partition is read.
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
 from deliveries d
 where d.event_id = sqlc.arg(event_id) and d.id between sqlc.arg(low) and sqlc.arg(high)
 order by d.id;
