@@ -69,7 +69,7 @@ func TestCancelEndsWhatWaitsForItsNextAttempt(t *testing.T) {
 	// Its workflow hears of it when it goes on, and sends nothing.
 	result, err := send(t, a, activities.SendInput{DeliveryID: id.Delivery.Format(delivery), Attempt: 2})
 	require.NoError(t, err)
-	require.Equal(t, activities.SendResult{Canceled: true}, result)
+	require.True(t, result.Canceled)
 	require.Len(t, r.got(), 1)
 }
 
@@ -90,7 +90,7 @@ func TestACarrierEndsWhatWasCanceledBeforeItWasSent(t *testing.T) {
 		for range 2 { // the second time for a workflow that never heard of the first
 			result, err := run(t, a, first(delivery))
 			require.NoError(t, err)
-			require.Equal(t, activities.SendResult{Canceled: true}, result)
+			require.True(t, result.Canceled)
 		}
 		b.requireCanceled(t, delivery, 0, 0)
 	}
@@ -108,7 +108,7 @@ func TestTheCanceledLeafTellsOfLostStarts(t *testing.T) {
 	in.Counted = false // the workflow's first task is run again
 	result, err := send(t, b.sender(t), in)
 	require.NoError(t, err)
-	require.Equal(t, activities.SendResult{Canceled: true}, result)
+	require.True(t, result.Canceled)
 	b.requireCanceled(t, delivery, 0, 1)
 	require.Empty(t, r.got())
 }
