@@ -220,7 +220,9 @@ func (s *story) addSent(e *historypb.HistoryEvent, result *commonpb.Payloads) {
 	if !s.decode(e, result, &st.sent) {
 		return
 	}
-	st.progress = st.sent.Progress
+	if !st.sent.Canceled { // else it says that the delivery is over, and nothing was sent
+		st.progress = st.sent.Progress
+	}
 	s.steps = append(s.steps, st)
 	if st.progress != nil {
 		s.current++
