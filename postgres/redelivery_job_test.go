@@ -245,7 +245,7 @@ func TestJobsProperty(t *testing.T) {
 		var workers sync.WaitGroup
 		for range 3 {
 			workers.Go(func() {
-				for deadline := time.Now().Add(30 * time.Second); b.job(t, job).State == "running" && time.Now().Before(deadline); {
+				for deadline := time.Now().Add(30 * time.Second); b.job(t, job).State != "done" && time.Now().Before(deadline); {
 					_, err := b.owner.Exec(t.Context(), "update redelivery_jobs set next_at = now()")
 					if err == nil {
 						_, err = postgres.StepRedelivery(t.Context(), b.engine)

@@ -287,7 +287,7 @@ func (c *comparison) compareTimers(s *story) {
 			c.partAt(t.event, st.number, "delay", "the workflow waited %s after it, and event %d says %s", t.duration, st.event, st.progress.Delay)
 		}
 		next := c.row(st.number + 1)
-		if r := c.row(st.number); r != nil && next != nil && next.Epoch == s.in.Epoch && next.AttemptedAt.Sub(r.AttemptedAt) < t.duration-clocks {
+		if r := c.row(st.number); !t.stopped && r != nil && next != nil && next.Epoch == s.in.Epoch && next.AttemptedAt.Sub(r.AttemptedAt) < t.duration-clocks {
 			c.partAt(t.event, next.Number, "attempted_at", "Postgres has %s after attempt %d; the workflow waited %s",
 				next.AttemptedAt.Sub(r.AttemptedAt), st.number, t.duration)
 		}

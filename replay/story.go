@@ -106,6 +106,7 @@ type timer struct {
 	event    int64
 	after    int // the attempt before it
 	duration time.Duration
+	stopped  bool // before its time, by a command
 }
 
 // lateRecord is an outcome that a batch's sender couldn't record.
@@ -137,6 +138,12 @@ func (s *story) add(e *historypb.HistoryEvent) {
 		s.timers = append(s.timers, timer{
 			event: e.GetEventId(), after: s.current - 1, duration: e.GetTimerStartedEventAttributes().GetStartToFireTimeout().AsDuration(),
 		})
+	case enums.EVENT_TYPE_TIMER_CANCELED:
+		for i := range s.timers {
+			if s.timers[i].event == e.GetTimerCanceledEventAttributes().GetStartedEventId() {
+				s.timers[i].stopped = true
+			}
+		}
 	case enums.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
 		s.addResult(e)
 	}
