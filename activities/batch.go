@@ -116,6 +116,9 @@ func (b *batch) sendAll(ctx context.Context) error {
 			return b.putOffRest(ctx, after)
 		}
 		rows, err := b.load(ctx, after)
+		if err != nil && ctx.Err() != nil { // the worker stops: what isn't under way goes back
+			return b.putOffRest(ctx, after)
+		}
 		if err != nil || len(rows) == 0 {
 			return err
 		}
@@ -148,6 +151,8 @@ func (b *batch) awaitMemory() {
 
 // putOffRest puts off what wasn't even loaded.
 func (b *batch) putOffRest(ctx context.Context, after uuid.UUID) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
+	defer cancel()
 	rows, err := postgres.LeftOfBatch(ctx, b.DB, b.claim, after)
 	for _, row := range rows {
 		b.putOff(row, 0)
