@@ -48,7 +48,7 @@ const (
 	OutcomeFailed Outcome = "failed"
 )
 
-// Reason is why a delivery is dead: the outcome of its dead leaf.
+// Reason is why a delivery ended without being delivered: the outcome of its dead or skipped leaf.
 type Reason string
 
 // The reasons.
@@ -61,6 +61,8 @@ const (
 	ReasonGone Reason = "gone"
 	// ReasonUnsendable: no request can be made of what is configured.
 	ReasonUnsendable Reason = "unsendable"
+	// ReasonFilter: the destination's filter left the event out. The reason of a skipped delivery.
+	ReasonFilter Reason = "filter"
 )
 
 // ErrorClass says why an attempt has no (whole) answer; empty if it has one. It is a class and never free text: it goes
