@@ -93,9 +93,15 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 	}
 	ctx, cancel := context.WithTimeout(c.Request.Context(), requestTimeout)
 	defer cancel()
+	if err := s.route(ctx, e, c.Request.Header, row); err != nil {
+		return postgres.Accepted{}, err
+	}
 	accepted, err := s.group.Do(ctx, row)
 	if err != nil {
 		return postgres.Accepted{}, err
+	}
+	if !accepted.Duplicate {
+		s.metrics.accepted(row)
 	}
 	if accepted.Duplicate && accepted.BodyDiffers && key.Idempotency {
 		return postgres.Accepted{}, &problem{kind: kindKeyConflict, detail: "This Idempotency-Key was used for " +
@@ -104,12 +110,12 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 	return accepted, nil
 }
 
-// newAcceptance makes the rows of a webhook. Tenant, log and destinations come from the endpoint, never from the request.
+// newAcceptance makes the rows of a webhook but its deliveries (see route). Tenant and log come from the endpoint, never from
+// the request.
 func newAcceptance(e *endpoint, r *http.Request, body []byte) *postgres.Acceptance {
-	event := id.New()
 	salt := attestation.NewSecret()
-	row := &postgres.Acceptance{
-		EventID:    event,
+	return &postgres.Acceptance{
+		EventID:    id.New(),
 		TenantID:   e.tenant,
 		EndpointID: e.id,
 		LogID:      e.log,
@@ -121,10 +127,6 @@ func newAcceptance(e *endpoint, r *http.Request, body []byte) *postgres.Acceptan
 		Salt:        salt,
 		Secret:      attestation.NewSecret(),
 	}
-	for _, destination := range e.destinations {
-		row.Deliveries = append(row.Deliveries, postgres.NewDelivery{ID: id.At(event), DestinationID: destination})
-	}
-	return row
 }
 
 // allHeaders puts Host, which net/http keeps apart, among the others.

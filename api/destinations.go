@@ -34,6 +34,7 @@ type newDestination struct {
 	schedule delivery.Schedule
 	headers  http.Header
 	secret   string // whsec_…
+	filter   *openapi.Filter
 	created  time.Time
 }
 
@@ -107,6 +108,10 @@ func (s *Server) parseDestination(base string, body *openapi.NewDestination) (*n
 	}
 	var err error
 	if d.schedule, err = parseSchedule(join(base, "schedule"), body.Schedule); err != nil {
+		return nil, err
+	}
+	d.filter = body.Filter
+	if d.row.Filter, err = parseFilter(join(base, "filter"), body.Filter); err != nil {
 		return nil, err
 	}
 	if d.headers, err = parseHeaders(join(base, "headers"), value(body.Headers)); err != nil {
@@ -184,7 +189,7 @@ func (d *newDestination) answer() openapi.Destination {
 	return openapi.Destination{
 		ID: id.Destination.Format(d.row.ID), URL: d.row.Url, TimeoutMs: int(d.row.TimeoutMs), Schedule: scheduleAnswer(d.schedule),
 		HeaderNames: append([]string{}, slices.Sorted(maps.Keys(d.headers))...), SecretPath: d.row.SecretPath,
-		SigningSecret: &d.secret, CreatedAt: d.created,
+		SigningSecret: &d.secret, Filter: d.filter, CreatedAt: d.created,
 	}
 }
 
@@ -194,10 +199,14 @@ func destinationAnswer(row db.DestinationsOfRow) (openapi.Destination, error) {
 	if err := json.Unmarshal(row.Schedule, &schedule); err != nil {
 		return openapi.Destination{}, fmt.Errorf("read schedule of %s: %w", name, err)
 	}
+	filter, err := filterAnswer(row.Filter)
+	if err != nil {
+		return openapi.Destination{}, fmt.Errorf("%s: %w", name, err)
+	}
 	return openapi.Destination{
 		ID: name, URL: row.Url, TimeoutMs: int(row.TimeoutMs), Schedule: scheduleAnswer(schedule), HeaderNames: row.HeaderNames,
 		SecretPath: row.SecretPath, PausedAt: row.PausedAt, DisabledAt: row.DisabledAt, DisabledReason: row.DisabledReason,
-		CreatedAt: row.CreatedAt,
+		Filter: filter, CreatedAt: row.CreatedAt,
 	}, nil
 }
 

@@ -64,6 +64,7 @@ func (s *Server) CreateEndpoint(ctx context.Context, request openapi.CreateEndpo
 	s.endpoints.forget(e.row.ID)
 	answer, err := s.endpointAnswer(endpointRow{
 		ID: e.row.ID, Name: e.row.Name, Verification: e.row.Verification, Duplicates: e.row.Duplicates, Lane: e.row.Lane,
+		EventType: e.row.EventType, RecordSkipped: e.row.RecordSkipped,
 		CreatedAt: created, SecretCount: int64(len(e.secrets)),
 	})
 	if err != nil {
@@ -105,6 +106,10 @@ func (s *Server) parseEndpoint(body *openapi.NewEndpoint) (*newEndpoint, error) 
 		e.row.Lane = string(*body.Lane)
 	}
 	var err error
+	if e.row.EventType, err = parseEventType("event_type", body.EventType); err != nil {
+		return nil, err
+	}
+	e.row.RecordSkipped = body.RecordSkipped == nil || *body.RecordSkipped
 	if e.row.Verification, err = json.Marshal(source); err != nil {
 		return nil, fmt.Errorf("write verification: %w", err)
 	}
@@ -236,10 +241,15 @@ func (s *Server) endpointAnswer(row endpointRow) (openapi.Endpoint, error) {
 	name := id.Endpoint.Format(row.ID)
 	answer := openapi.Endpoint{
 		ID: name, Name: row.Name, Lane: row.Lane, CreatedAt: row.CreatedAt, SecretCount: int(row.SecretCount),
-		IngestURL:    s.config.PublicURL + "/ingest/" + name,
-		Destinations: []openapi.Destination{},
+		RecordSkipped: row.RecordSkipped,
+		IngestURL:     s.config.PublicURL + "/ingest/" + name,
+		Destinations:  []openapi.Destination{},
 	}
 	var policy webhook.DuplicatePolicy
+	var err error
+	if answer.EventType, err = eventTypeAnswer(row.EventType); err != nil {
+		return answer, fmt.Errorf("%s: %w", name, err)
+	}
 	if err := json.Unmarshal(row.Verification, &answer.Verification); err != nil {
 		return answer, fmt.Errorf("read verification of %s: %w", name, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/kapsel-io/kapsel/api/openapi"
+	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres/db"
 )
@@ -32,9 +33,13 @@ func (s *Server) ListEvents(ctx context.Context, request openapi.ListEventsReque
 			return nil, invalidParameter("endpoint_id", "must be an ID: ep_ and 26 digits and lower-case letters")
 		}
 	}
+	eventType := request.Params.EventType
+	if eventType != nil && !delivery.ValidEventType(*eventType) {
+		return nil, invalidParameter("event_type", "must be 1 to %d bytes of printable text", delivery.MaxEventType)
+	}
 	var rows []eventRow
 	err = s.inTenant(ctx, func(tx pgx.Tx, _ uuid.UUID) (err error) {
-		rows, err = readEvents(ctx, db.New(tx), p, endpointID)
+		rows, err = readEvents(ctx, db.New(tx), p, endpointID, eventType)
 		return err
 	})
 	if err != nil {
@@ -45,7 +50,7 @@ func (s *Server) ListEvents(ctx context.Context, request openapi.ListEventsReque
 	for _, row := range rows {
 		answer.Data = append(answer.Data, openapi.EventSummary{
 			ID: id.Event.Format(row.ID), EndpointID: id.Endpoint.Format(row.EndpointID), AcceptedAt: row.AcceptedAt,
-			ContentType: row.ContentType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
+			ContentType: row.ContentType, EventType: row.EventType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
 		})
 	}
 	if more {
@@ -54,9 +59,20 @@ func (s *Server) ListEvents(ctx context.Context, request openapi.ListEventsReque
 	return answer, nil
 }
 
-// readEvents reads one row more than the page holds, of all endpoints or of one.
-func readEvents(ctx context.Context, q *db.Queries, p page, endpointID uuid.UUID) ([]eventRow, error) {
+// readEvents reads one row more than the page holds, of all endpoints or of one, and of all types or of one.
+func readEvents(ctx context.Context, q *db.Queries, p page, endpointID uuid.UUID, eventType *string) ([]eventRow, error) {
 	var found []eventRow
+	if eventType != nil {
+		var only *uuid.UUID
+		if endpointID != uuid.Nil {
+			only = &endpointID
+		}
+		rows, err := q.ListEventsOfType(ctx, p.before, *eventType, only, p.limit+1)
+		for _, row := range rows {
+			found = append(found, eventRow(row))
+		}
+		return found, err
+	}
 	if endpointID == uuid.Nil {
 		rows, err := q.ListEvents(ctx, p.before, p.limit+1)
 		for _, row := range rows {
@@ -89,7 +105,7 @@ func (s *Server) GetEvent(ctx context.Context, request openapi.GetEventRequestOb
 		}
 		answer = openapi.GetEvent200JSONResponse{
 			ID: id.Event.Format(row.ID), EndpointID: id.Endpoint.Format(row.EndpointID), AcceptedAt: row.AcceptedAt,
-			ContentType: row.ContentType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
+			ContentType: row.ContentType, EventType: row.EventType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
 		}
 		answer.Deliveries, err = readDeliveries(ctx, q, eventID)
 		return err
@@ -114,7 +130,7 @@ func readDeliveries(ctx context.Context, q *db.Queries, eventID uuid.UUID) ([]op
 		place[row.ID] = i
 		deliveries[i] = openapi.Delivery{
 			ID: id.Delivery.Format(row.ID), DestinationID: id.Destination.Format(row.DestinationID), State: row.State, Lane: row.Lane,
-			DueAt: row.DueAt, FinishedAt: row.FinishedAt, Attempts: []openapi.Attempt{},
+			FilterError: row.FilterError, DueAt: row.DueAt, FinishedAt: row.FinishedAt, Attempts: []openapi.Attempt{},
 		}
 		for n := id.Decision; n <= int(row.NextAttempt); n++ {
 			attempts = append(attempts, id.AttemptOf(row.ID, n))

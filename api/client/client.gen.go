@@ -41,6 +41,27 @@ func (e DuplicatesSource) Valid() bool {
 	}
 }
 
+// Defines values for EventTypeSource.
+const (
+	EventTypeSourceHeader   EventTypeSource = "header"
+	EventTypeSourceJsonpath EventTypeSource = "jsonpath"
+	EventTypeSourceNone     EventTypeSource = "none"
+)
+
+// Valid indicates whether the value is a known member of the EventTypeSource enum.
+func (e EventTypeSource) Valid() bool {
+	switch e {
+	case EventTypeSourceHeader:
+		return true
+	case EventTypeSourceJsonpath:
+		return true
+	case EventTypeSourceNone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HMACAlgorithm.
 const (
 	Sha1   HMACAlgorithm = "sha1"
@@ -224,9 +245,14 @@ type Delivery struct {
 	DestinationID string    `json:"destination_id"`
 
 	// DueAt When the next attempt is due; absent before the first one and at the end.
-	DueAt      *time.Time `json:"due_at,omitempty"`
-	FinishedAt *time.Time `json:"finished_at,omitempty"`
-	ID         string     `json:"id"`
+	DueAt *time.Time `json:"due_at,omitempty"`
+
+	// FilterError Why the destination's filter could not be asked, so that the event was taken to match: `no_such_key`,
+	// `type_mismatch`, `not_a_boolean`, `cost_exceeded`, `time_exceeded`, `body_unreadable`, `unusable` or `failed`.
+	// Absent if it could.
+	FilterError *string    `json:"filter_error,omitempty"`
+	FinishedAt  *time.Time `json:"finished_at,omitempty"`
+	ID          string     `json:"id"`
 
 	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
 	Lane *string `json:"lane,omitempty"`
@@ -240,6 +266,12 @@ type Destination struct {
 	CreatedAt      time.Time  `json:"created_at"`
 	DisabledAt     *time.Time `json:"disabled_at,omitempty"`
 	DisabledReason *string    `json:"disabled_reason,omitempty"`
+
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
 
 	// HeaderNames The names of the configured headers; their values aren't shown.
 	HeaderNames []string   `json:"header_names"`
@@ -280,12 +312,19 @@ type Endpoint struct {
 
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates Duplicates `json:"duplicates"`
-	ID         string     `json:"id"`
+
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType EventType `json:"event_type"`
+	ID        string    `json:"id"`
 
 	// IngestURL Where webhooks are to be sent.
 	IngestURL string `json:"ingest_url"`
 	Lane      string `json:"lane"`
 	Name      string `json:"name"`
+
+	// RecordSkipped Whether what filters leave out is recorded as `skipped`.
+	RecordSkipped bool `json:"record_skipped"`
 
 	// SecretCount How many secrets are valid now.
 	SecretCount int `json:"secret_count"`
@@ -313,8 +352,11 @@ type Event struct {
 	ContentType string     `json:"content_type"`
 	Deliveries  []Delivery `json:"deliveries"`
 	EndpointID  string     `json:"endpoint_id"`
-	ID          string     `json:"id"`
-	PayloadHash string     `json:"payload_hash"`
+
+	// EventType Absent if it has none.
+	EventType   *string `json:"event_type,omitempty"`
+	ID          string  `json:"id"`
+	PayloadHash string  `json:"payload_hash"`
 }
 
 // EventPage defines model for EventPage.
@@ -335,10 +377,46 @@ type EventSummary struct {
 	// ContentType As it arrived; empty if there was none.
 	ContentType string `json:"content_type"`
 	EndpointID  string `json:"endpoint_id"`
-	ID          string `json:"id"`
+
+	// EventType Absent if it has none.
+	EventType *string `json:"event_type,omitempty"`
+	ID        string  `json:"id"`
 
 	// PayloadHash The salted commitment to the body that every leaf of this event holds.
 	PayloadHash string `json:"payload_hash"`
+}
+
+// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+type EventType struct {
+	// Header For source `header` only, and needed there, such as `X-GitHub-Event`; not one of the connection, such as Host.
+	Header *string `json:"header,omitempty"`
+
+	// Path For source `jsonpath` only, and needed there: a JSONPath (RFC 9535) that names one place by members and indexes,
+	// such as `$.data.items[0].type`. Bodies of more than 1 MiB or 64 levels aren't looked into.
+	Path *string `json:"path,omitempty"`
+
+	// Source `none`: events have no type. `header`: the value of a named header that the request has exactly once.
+	// `jsonpath`: the text at a place in the body.
+	Source EventTypeSource `json:"source"`
+}
+
+// EventTypeSource `none`: events have no type. `header`: the value of a named header that the request has exactly once.
+// `jsonpath`: the text at a place in the body.
+type EventTypeSource string
+
+// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+// says so in `filter_error`. See docs/guides/filters.md.
+type Filter struct {
+	// EventTypes Types of which the event's must be one. A `*` at the end stands for anything: `pull_request.*`. `*` alone also
+	// matches events that have no type.
+	EventTypes *[]string `json:"event_types,omitempty"`
+
+	// Expression An expression in CEL (https://cel.dev) that must be true, over `event.type`, `event.content_type`, `headers`
+	// (by lower-case name) and `body` (the parsed JSON; null if it is none): `body.amount > 100 && has(body.customer)`.
+	Expression *string `json:"expression,omitempty"`
 }
 
 // HMAC For scheme `hmac` only, and needed there.
@@ -413,6 +491,12 @@ type Keys struct {
 
 // NewDestination defines model for NewDestination.
 type NewDestination struct {
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
+
 	// Headers Up to 50 headers to add to every request, such as the receiver's credentials. Their values are never shown
 	// again.
 	Headers *map[string]string `json:"headers,omitempty"`
@@ -440,9 +524,17 @@ type NewEndpoint struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType *EventType `json:"event_type,omitempty"`
+
 	// Lane Whether deliveries are carried each by a workflow of its own or together.
 	Lane *NewEndpointLane `json:"lane,omitempty"`
 	Name string           `json:"name"`
+
+	// RecordSkipped Whether a destination whose filter leaves an event out gets a delivery of state `skipped`, with its leaf in the
+	// log: proof of what was not sent. With false, nothing is kept of it.
+	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
 	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for `hmac` and
 	// `github`, any of them may sign; none for `none`. They are never shown again.
@@ -624,6 +716,9 @@ type ListEventsParams struct {
 
 	// EndpointID Only events of this endpoint.
 	EndpointID *string `form:"endpoint_id,omitempty" json:"endpoint_id,omitempty"`
+
+	// EventType Only events of exactly this type.
+	EventType *string `form:"event_type,omitempty" json:"event_type,omitempty"`
 }
 
 // IngestParams defines parameters for Ingest.
@@ -1717,6 +1812,18 @@ func NewListEventsRequest(server string, params *ListEventsParams) (*http.Reques
 		if params.EndpointID != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "endpoint_id", *params.EndpointID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.EventType != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "event_type", *params.EventType, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {

@@ -105,7 +105,7 @@ func (q *Queries) CountDestinations(ctx context.Context, endpointID uuid.UUID) (
 }
 
 const deliveriesOf = `-- name: DeliveriesOf :many
-select d.id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at
+select d.id, d.destination_id, d.state, d.lane, d.filter_error, d.next_attempt, d.due_at, d.finished_at
 from deliveries d
 where d.event_id = $1 and d.id between $2 and $3
 order by d.id
@@ -116,6 +116,7 @@ type DeliveriesOfRow struct {
 	DestinationID uuid.UUID
 	State         string
 	Lane          *string
+	FilterError   *string
 	NextAttempt   int32
 	DueAt         *time.Time
 	FinishedAt    *time.Time
@@ -136,6 +137,7 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 			&i.DestinationID,
 			&i.State,
 			&i.Lane,
+			&i.FilterError,
 			&i.NextAttempt,
 			&i.DueAt,
 			&i.FinishedAt,
@@ -151,7 +153,7 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 }
 
 const destinationsOf = `-- name: DestinationsOf :many
-select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule,
+select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule, d.filter,
     array(select h from jsonb_object_keys(d.headers) h order by h)::text[] as header_names,
     d.paused_at, d.disabled_at, d.disabled_reason, d.created_at
 from destinations d
@@ -166,6 +168,7 @@ type DestinationsOfRow struct {
 	SecretPath     bool
 	TimeoutMs      int32
 	Schedule       json.RawMessage
+	Filter         json.RawMessage
 	HeaderNames    []string
 	PausedAt       *time.Time
 	DisabledAt     *time.Time
@@ -189,6 +192,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 			&i.SecretPath,
 			&i.TimeoutMs,
 			&i.Schedule,
+			&i.Filter,
 			&i.HeaderNames,
 			&i.PausedAt,
 			&i.DisabledAt,
@@ -206,7 +210,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 }
 
 const getEndpoint = `-- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.event_type, e.record_skipped, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -214,13 +218,15 @@ where e.id = $1 and e.deleted_at is null
 `
 
 type GetEndpointRow struct {
-	ID           uuid.UUID
-	Name         string
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Lane         string
-	CreatedAt    time.Time
-	SecretCount  int64
+	ID            uuid.UUID
+	Name          string
+	Verification  json.RawMessage
+	Duplicates    json.RawMessage
+	Lane          string
+	EventType     json.RawMessage
+	RecordSkipped bool
+	CreatedAt     time.Time
+	SecretCount   int64
 }
 
 func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow, error) {
@@ -232,6 +238,8 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 		&i.Verification,
 		&i.Duplicates,
 		&i.Lane,
+		&i.EventType,
+		&i.RecordSkipped,
 		&i.CreatedAt,
 		&i.SecretCount,
 	)
@@ -239,7 +247,7 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 }
 
 const getEvent = `-- name: GetEvent :one
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash from events e where e.id = $1
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash from events e where e.id = $1
 `
 
 type GetEventRow struct {
@@ -247,6 +255,7 @@ type GetEventRow struct {
 	EndpointID  uuid.UUID
 	AcceptedAt  time.Time
 	ContentType string
+	EventType   *string
 	BodySize    int32
 	PayloadHash []byte
 }
@@ -259,6 +268,7 @@ func (q *Queries) GetEvent(ctx context.Context, id uuid.UUID) (GetEventRow, erro
 		&i.EndpointID,
 		&i.AcceptedAt,
 		&i.ContentType,
+		&i.EventType,
 		&i.BodySize,
 		&i.PayloadHash,
 	)
@@ -283,8 +293,8 @@ func (q *Queries) GetPayload(ctx context.Context, id uuid.UUID) (GetPayloadRow, 
 }
 
 const insertDestination = `-- name: InsertDestination :one
-insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
+insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, filter)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 returning created_at
 `
 
@@ -297,6 +307,7 @@ type InsertDestinationParams struct {
 	TimeoutMs  int32
 	Schedule   json.RawMessage
 	Headers    json.RawMessage
+	Filter     json.RawMessage
 }
 
 func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationParams) (time.Time, error) {
@@ -309,6 +320,7 @@ func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationPa
 		arg.TimeoutMs,
 		arg.Schedule,
 		arg.Headers,
+		arg.Filter,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -330,18 +342,20 @@ func (q *Queries) InsertDestinationSecret(ctx context.Context, iD uuid.UUID, des
 }
 
 const insertEndpoint = `-- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane)
-values ($1, $2, $3, $4, $5, $6)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, event_type, record_skipped)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 returning created_at
 `
 
 type InsertEndpointParams struct {
-	ID           uuid.UUID
-	TenantID     uuid.UUID
-	Name         string
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Lane         string
+	ID            uuid.UUID
+	TenantID      uuid.UUID
+	Name          string
+	Verification  json.RawMessage
+	Duplicates    json.RawMessage
+	Lane          string
+	EventType     json.RawMessage
+	RecordSkipped bool
 }
 
 func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) (time.Time, error) {
@@ -352,6 +366,8 @@ func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) 
 		arg.Verification,
 		arg.Duplicates,
 		arg.Lane,
+		arg.EventType,
+		arg.RecordSkipped,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -373,7 +389,7 @@ func (q *Queries) InsertEndpointSecret(ctx context.Context, iD uuid.UUID, endpoi
 }
 
 const listEndpoints = `-- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.event_type, e.record_skipped, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -383,13 +399,15 @@ limit $2
 `
 
 type ListEndpointsRow struct {
-	ID           uuid.UUID
-	Name         string
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Lane         string
-	CreatedAt    time.Time
-	SecretCount  int64
+	ID            uuid.UUID
+	Name          string
+	Verification  json.RawMessage
+	Duplicates    json.RawMessage
+	Lane          string
+	EventType     json.RawMessage
+	RecordSkipped bool
+	CreatedAt     time.Time
+	SecretCount   int64
 }
 
 func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows int32) ([]ListEndpointsRow, error) {
@@ -407,6 +425,8 @@ func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows i
 			&i.Verification,
 			&i.Duplicates,
 			&i.Lane,
+			&i.EventType,
+			&i.RecordSkipped,
 			&i.CreatedAt,
 			&i.SecretCount,
 		); err != nil {
@@ -421,7 +441,7 @@ func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows i
 }
 
 const listEvents = `-- name: ListEvents :many
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash
 from events e
 where e.id < $1
 order by e.id desc
@@ -433,6 +453,7 @@ type ListEventsRow struct {
 	EndpointID  uuid.UUID
 	AcceptedAt  time.Time
 	ContentType string
+	EventType   *string
 	BodySize    int32
 	PayloadHash []byte
 }
@@ -451,6 +472,7 @@ func (q *Queries) ListEvents(ctx context.Context, before uuid.UUID, maxRows int3
 			&i.EndpointID,
 			&i.AcceptedAt,
 			&i.ContentType,
+			&i.EventType,
 			&i.BodySize,
 			&i.PayloadHash,
 		); err != nil {
@@ -465,7 +487,7 @@ func (q *Queries) ListEvents(ctx context.Context, before uuid.UUID, maxRows int3
 }
 
 const listEventsOfEndpoint = `-- name: ListEventsOfEndpoint :many
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash
 from events e
 where e.id < $1 and e.endpoint_id = $2
 order by e.id desc
@@ -477,6 +499,7 @@ type ListEventsOfEndpointRow struct {
 	EndpointID  uuid.UUID
 	AcceptedAt  time.Time
 	ContentType string
+	EventType   *string
 	BodySize    int32
 	PayloadHash []byte
 }
@@ -495,6 +518,61 @@ func (q *Queries) ListEventsOfEndpoint(ctx context.Context, before uuid.UUID, en
 			&i.EndpointID,
 			&i.AcceptedAt,
 			&i.ContentType,
+			&i.EventType,
+			&i.BodySize,
+			&i.PayloadHash,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listEventsOfType = `-- name: ListEventsOfType :many
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash
+from events e
+where e.id < $1 and e.event_type = $2::text
+    and ($3::uuid is null or e.endpoint_id = $3::uuid)
+order by e.id desc
+limit $4
+`
+
+type ListEventsOfTypeRow struct {
+	ID          uuid.UUID
+	EndpointID  uuid.UUID
+	AcceptedAt  time.Time
+	ContentType string
+	EventType   *string
+	BodySize    int32
+	PayloadHash []byte
+}
+
+// By its own index, so that it costs what it returns, however rare the type is: but one with an endpoint beside it reads the
+// events of that type that other endpoints have.
+func (q *Queries) ListEventsOfType(ctx context.Context, before uuid.UUID, eventType string, endpointID *uuid.UUID, maxRows int32) ([]ListEventsOfTypeRow, error) {
+	rows, err := q.db.Query(ctx, listEventsOfType,
+		before,
+		eventType,
+		endpointID,
+		maxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListEventsOfTypeRow{}
+	for rows.Next() {
+		var i ListEventsOfTypeRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.EndpointID,
+			&i.AcceptedAt,
+			&i.ContentType,
+			&i.EventType,
 			&i.BodySize,
 			&i.PayloadHash,
 		); err != nil {

@@ -110,6 +110,8 @@ type Delivery struct {
 	DueAt           *time.Time
 	CheckAfter      *time.Time
 	FinishedAt      *time.Time
+	// why the filter could not be asked, so that the event was taken to match
+	FilterError *string
 }
 
 type DeliveryCommand struct {
@@ -171,6 +173,9 @@ type Endpoint struct {
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
 	DeletedAt    *time.Time
+	// where the type of an event comes from: webhook.EventTypePolicy
+	EventType     json.RawMessage
+	RecordSkipped bool
 }
 
 type EndpointSecret struct {
@@ -192,6 +197,7 @@ type Event struct {
 	// commitment to the body: C("payload", salt, body)
 	PayloadHash  []byte
 	DuplicateKey []byte
+	EventType    *string
 }
 
 type EventPayload struct {

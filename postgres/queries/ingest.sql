@@ -1,10 +1,13 @@
 -- Read by role kapsel_engine on the way in.
 
 -- name: EndpointForIngest :one
-select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates,
+select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.event_type, e.record_skipped,
     array(select s.secret from endpoint_secrets s
-        where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
-    array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[] as destinations
+        where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets
 from endpoints e
 join tenants t on t.id = e.tenant_id
+join logs l on l.id = t.log_id
 where e.id = $1 and e.deleted_at is null and t.deleted_at is null;
+
+-- name: DestinationsForIngest :many
+select d.id, d.url, d.secret_path, d.filter from destinations d where d.endpoint_id = $1 and d.deleted_at is null order by d.id;
