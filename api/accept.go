@@ -93,7 +93,7 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 	}
 	ctx, cancel := context.WithTimeout(c.Request.Context(), requestTimeout)
 	defer cancel()
-	if err := s.route(ctx, e, c.Request.Header, row); err != nil {
+	if err := s.route(ctx, e, row); err != nil {
 		return postgres.Accepted{}, err
 	}
 	accepted, err := s.group.Do(ctx, row)

@@ -68,15 +68,25 @@ func (c *endpointCache) compiled(stored json.RawMessage) *delivery.CompiledFilte
 	return compiled
 }
 
+// judges reports whether anything of an event has to be looked into before it is accepted.
+func (e *endpoint) judges() bool {
+	return e.looksInto() || e.eventType.Source == webhook.EventTypeByHeader
+}
+
 // looksInto reports whether bodies may have to be read.
 func (e *endpoint) looksInto() bool {
 	return e.eventType.Source == webhook.EventTypeByPath ||
 		slices.ContainsFunc(e.recipients, func(to recipient) bool { return to.filter != nil })
 }
 
-// route finds the event's type, and makes a delivery for each destination: to be sent, or skipped with its leaf, which is
-// made here and not in the commit because nothing of it depends on what is stored.
-func (s *Server) route(ctx context.Context, e *endpoint, headers http.Header, row *postgres.Acceptance) error {
+// route finds the event's type, and makes a delivery for each destination: to be sent, or skipped with its leaf.
+func (s *Server) route(ctx context.Context, e *endpoint, row *postgres.Acceptance) error {
+	if !e.judges() {
+		for _, to := range e.recipients {
+			row.Deliveries = append(row.Deliveries, postgres.NewDelivery{ID: id.At(row.EventID), DestinationID: to.id})
+		}
+		return nil
+	}
 	if len(row.Body) > smallBody && e.looksInto() {
 		select {
 		case s.looking <- struct{}{}:
@@ -85,18 +95,26 @@ func (s *Server) route(ctx context.Context, e *endpoint, headers http.Header, ro
 			return ctx.Err()
 		}
 	}
+	headers, err := webhook.DecodeHeaders(row.Headers) // those that are kept: filters see nothing else
+	if err != nil {
+		return fmt.Errorf("read headers: %w", err)
+	}
 	document := webhook.NewDocument(row.Body)
 	if eventType := e.eventType.Of(headers, document); delivery.ValidEventType(eventType) {
 		row.EventType = eventType
 	}
-	message := delivery.Message{EventType: row.EventType, ContentType: row.ContentType, Body: document.Value}
+	return choose(ctx, e, row, delivery.Message{
+		EventType: row.EventType, ContentType: row.ContentType, Headers: filterHeaders(headers), Body: document.Value,
+	})
+}
+
+// choose asks the filter of each destination. The leaf of what is skipped is made here and not in the commit, because nothing
+// in it depends on what is stored.
+func choose(ctx context.Context, e *endpoint, row *postgres.Acceptance, message delivery.Message) error {
 	// A client that goes away mustn't turn into a filter that fails.
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), filterTime)
 	defer cancel()
 	for _, to := range e.recipients {
-		if to.filter != nil && message.Headers == nil {
-			message.Headers = filterHeaders(headers)
-		}
 		verdict := to.filter.Evaluate(within, message)
 		d := postgres.NewDelivery{ID: id.At(row.EventID), DestinationID: to.id, FilterError: string(verdict.Error)}
 		if !verdict.Matches {

@@ -45,7 +45,7 @@ type Config struct {
 
 	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"200" for:"worker" help:"How many claimed deliveries of a worker may wait for the record of their first attempt, 1 to 10000."`
 
-	MetricsAddr string `env:"METRICS_ADDR" for:"worker" help:"Where Prometheus finds the worker's metrics, at /metrics: host:port, or :port for all addresses. Default: nowhere."`
+	MetricsAddr string `env:"METRICS_ADDR" for:"api worker" help:"Where Prometheus finds the process's metrics, at /metrics: host:port, or :port for all addresses. Each process on a host needs one of its own. Default: nowhere."`
 
 	LogKeyDir string `env:"LOG_KEY_DIR" for:"worker log" help:"A directory with the seeds of the logs' keys, which belongs into a backup. A worker without it delivers but seals nothing; then others must. Default: none."`
 
