@@ -33,7 +33,7 @@ type endpoint struct {
 const (
 	endpointTTL      = 2 * time.Second
 	cachedEndpoints  = 10_000
-	cachedFilters    = 10_000
+	cachedFilters    = 2_000
 	filterTTL        = 10 * time.Minute // since it was last asked for
 	endpointLoadTime = 5 * time.Second
 )

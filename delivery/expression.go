@@ -91,7 +91,7 @@ func compileExpression(text string) (*expression, error) {
 		cel.InterruptCheckFrequency(1),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("filter: expression can't be used: %.200s", err)
+		return nil, fmt.Errorf("filter: expression can't be used: %w", err)
 	}
 	return &expression{program}, nil
 }

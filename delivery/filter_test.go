@@ -23,7 +23,7 @@ func message(t testing.TB, eventType, body string) delivery.Message {
 		Body: func() (any, error) {
 			var v any
 			if json.Unmarshal([]byte(body), &v) != nil {
-				return nil, nil //nolint:nilnil // what isn't JSON is null
+				return nil, nil //nolint:nilerr // what isn't JSON is null
 			}
 			return v, nil
 		},

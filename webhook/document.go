@@ -51,7 +51,7 @@ func readDocument(body []byte) (any, error) {
 		return nil, nil //nolint:nilerr // what isn't JSON has no value
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, nil //nolint:nilerr // nor has what goes on after a value
+		return nil, nil // nor has what goes on after a value
 	}
 	return withNumbers(v), nil
 }

@@ -21,7 +21,7 @@ func ParseJSONPath(field, path string) (JSONPath, error) {
 	}
 	expr, err := jp.ParseString(path)
 	if err != nil {
-		return JSONPath{}, fmt.Errorf("%s must be a JSONPath such as $.data.type; this one can't be read: %.100s", field, err)
+		return JSONPath{}, fmt.Errorf("%s must be a JSONPath such as $.data.items[0]['type']; this one can't be read", field)
 	}
 	for i, fragment := range expr {
 		switch fragment.(type) {
@@ -29,7 +29,7 @@ func ParseJSONPath(field, path string) (JSONPath, error) {
 			if i == 0 {
 				continue
 			}
-		case jp.Child, jp.Nth, jp.Bracket:
+		case jp.Child, jp.Nth:
 			continue
 		}
 		return JSONPath{}, fmt.Errorf("%s must name one place by members and indexes, such as $.data.items[0].type: "+
