@@ -2,8 +2,10 @@ package api_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -196,6 +198,29 @@ kapsel_filter_errors_total{error="no_such_key"} 5
 kapsel_filter_errors_total{error="not_a_boolean"} 1
 kapsel_filter_errors_total{error="type_mismatch"} 1
 `), "kapsel_deliveries_skipped_total", "kapsel_filter_errors_total"))
+	b.requireExplained(t)
+}
+
+// Large bodies are looked into a few at a time: each waits for its place, and gives it back.
+func TestManyLargeBodiesAreLookedInto(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	endpoint := b.createEndpoint(t, filtered("", `{"expression":"body.even"}`)).ID
+	answers, errs := make([]answer, 40), make([]error, 40)
+	var all sync.WaitGroup
+	for i := range answers {
+		all.Go(func() {
+			body := fmt.Sprintf(`{"even":%t,"pad":"%s"}`, i%2 == 0, strings.Repeat("x", 100<<10))
+			answers[i], errs[i] = b.try(t.Context(), "POST", "/ingest/"+endpoint, strings.NewReader(body))
+		})
+	}
+	all.Wait()
+	require.NoError(t, errors.Join(errs...))
+	for _, a := range answers {
+		require.Equal(t, 200, a.status, "%s", a.body)
+	}
+	require.Equal(t, 20, b.count(t, "deliveries where state = 'skipped'"))
+	require.Equal(t, 20, b.count(t, "deliveries where state = 'pending' and filter_error is null"))
 	b.requireExplained(t)
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -259,6 +260,24 @@ func TestAnExpressionEndsWithItsTime(t *testing.T) {
 		return map[string]any{"list": []any{1.0, 1.0, 1.0}}, nil
 	}
 	require.Equal(t, delivery.Verdict{Matches: true, Error: delivery.FilterTime}, f.Evaluate(during, m))
+}
+
+func TestAFilterIsAskedByManyAtOnce(t *testing.T) {
+	t.Parallel()
+	f := compile(t, delivery.Filter{Expression: `body.labels.exists(l, l.name == headers["x-tenant"])`})
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			m := message(t, "", fmt.Sprintf(`{"labels":[{"name":"a"},{"name":"%d"}]}`, i))
+			for n := range 200 {
+				m.Headers = map[string]string{"x-tenant": fmt.Sprint(n % 8)}
+				if v := f.Evaluate(t.Context(), m); v.Matches != (n%8 == i) {
+					t.Errorf("%d of %d: %v", n, i, v)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestAFilterIsStoredAsJSON(t *testing.T) {
