@@ -78,6 +78,12 @@ func parseChange(body *openapi.EndpointChange) (*endpointChange, error) {
 			return nil, err
 		}
 	}
+	if body.EventType != nil {
+		if change.row.EventType, err = parseEventType("event_type", body.EventType); err != nil {
+			return nil, err
+		}
+	}
+	change.row.RecordSkipped = body.RecordSkipped
 	if body.Verification == nil {
 		if body.Secrets != nil {
 			return nil, invalidField("secrets", "can be replaced together with verification only. Add one with POST …/secrets")

@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/api/openapi"
@@ -42,6 +44,8 @@ type Config struct {
 	// MaxBodyBytes bounds the bodies of all webhooks that are being read or committed, together; beyond it they are
 	// answered 503. One endpoint's have a quarter of it, at least MaxBody. Default: 256 MiB.
 	MaxBodyBytes int64
+	// Metrics is where the server registers its metrics. Default: nowhere.
+	Metrics prometheus.Registerer
 }
 
 // Server answers HTTP requests. It implements openapi.StrictServerInterface.
@@ -50,6 +54,8 @@ type Server struct {
 	endpoints *endpointCache
 	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
 	bodies    *budget
+	looking   chan struct{} // a place for each large body that is looked into, see route
+	metrics   *metrics
 	handler   http.Handler
 }
 
@@ -75,7 +81,10 @@ func New(config Config) (*Server, error) {
 	if err := config.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, bodies: newBudget(config.MaxBodyBytes)}
+	s := &Server{
+		config: config, bodies: newBudget(config.MaxBodyBytes),
+		looking: make(chan struct{}, runtime.GOMAXPROCS(0)), metrics: newMetrics(config.Metrics),
+	}
 	s.endpoints = newEndpointCache(config.Engine)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
 		Commit: s.commit,

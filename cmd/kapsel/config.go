@@ -48,7 +48,7 @@ type Config struct {
 
 	DestinationDisableAfter time.Duration `env:"DESTINATION_DISABLE_AFTER" envDefault:"120h" for:"worker" help:"How long every attempt to a destination must fail before it is disabled, such as 120h or 90m: 1m or more, or 0 for never. What waits for it stays in the queue, and goes on when it is enabled again. The same for all workers."`
 
-	MetricsAddr string `env:"METRICS_ADDR" for:"worker" help:"Where Prometheus finds the worker's metrics, at /metrics: host:port, or :port for all addresses. Default: nowhere."`
+	MetricsAddr string `env:"METRICS_ADDR" for:"api worker" help:"Where Prometheus finds the process's metrics, at /metrics: host:port, or :port for all addresses. Each process on a host needs one of its own. Default: nowhere."`
 
 	LogKeyDir string `env:"LOG_KEY_DIR" for:"worker log" help:"A directory with the seeds of the logs' keys, which belongs into a backup. A worker without it delivers but seals nothing; then others must. Default: none."`
 

@@ -117,6 +117,8 @@ type Delivery struct {
 	DueAt           *time.Time
 	CheckAfter      *time.Time
 	FinishedAt      *time.Time
+	// why the filter could not be asked, so that the event was taken to match
+	FilterError *string
 }
 
 type DeliveryCommand struct {
@@ -203,7 +205,10 @@ type Endpoint struct {
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
 	DeletedAt    *time.Time
-	Ordering     json.RawMessage
+	// where the type of an event comes from: webhook.EventTypePolicy
+	EventType     json.RawMessage
+	RecordSkipped bool
+	Ordering      json.RawMessage
 }
 
 type EndpointSecret struct {
@@ -225,6 +230,7 @@ type Event struct {
 	// commitment to the body: C("payload", salt, body)
 	PayloadHash  []byte
 	DuplicateKey []byte
+	EventType    *string
 }
 
 type EventPayload struct {

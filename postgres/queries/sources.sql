@@ -11,6 +11,8 @@ update endpoints set
     verification = coalesce(sqlc.narg(verification), verification),
     duplicates = coalesce(sqlc.narg(duplicates), duplicates),
     lane = coalesce(sqlc.narg(lane), lane),
+    event_type = coalesce(sqlc.narg(event_type), event_type),
+    record_skipped = coalesce(sqlc.narg(record_skipped), record_skipped),
     updated_at = now()
 where id = sqlc.arg(id);
 
