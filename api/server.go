@@ -54,7 +54,7 @@ type Server struct {
 	endpoints *endpointCache
 	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
 	bodies    *budget
-	looking   chan struct{} // a place for each large body that is looked into, see route
+	looking   chan struct{} // a place for each large body that is looked into, see look
 	metrics   *metrics
 	handler   http.Handler
 }

@@ -1730,7 +1730,7 @@ type ClientInterface interface {
 	//
 	// Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
 	// attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
-	// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+	// is. No filter is asked: what one left out (`skipped`) is delivered after all. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
 	//
 	// Corresponds with POST /api/v1/deliveries/{delivery_id}/redeliver (the `Redeliver` operationId).
 	Redeliver(ctx context.Context, deliveryID DeliveryID, params *RedeliverParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2301,7 +2301,7 @@ func (c *Client) CancelDelivery(ctx context.Context, deliveryID DeliveryID, reqE
 //
 // Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
 // attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
-// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+// is. No filter is asked: what one left out (`skipped`) is delivered after all. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
 //
 // Corresponds with POST /api/v1/deliveries/{delivery_id}/redeliver (the `Redeliver` operationId).
 func (c *Client) Redeliver(ctx context.Context, deliveryID DeliveryID, params *RedeliverParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -5586,7 +5586,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
 	// attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
-	// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+	// is. No filter is asked: what one left out (`skipped`) is delivered after all. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -10199,7 +10199,7 @@ func (c *ClientWithResponses) CancelDeliveryWithResponse(ctx context.Context, de
 //
 // Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
 // attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
-// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+// is. No filter is asked: what one left out (`skipped`) is delivered after all. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
 //
 // Returns a wrapper object for the known response body format(s).
 //
