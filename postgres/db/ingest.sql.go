@@ -22,7 +22,7 @@ select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering,
     array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[] as destinations
 from endpoints e
 join tenants t on t.id = e.tenant_id
-where e.id = $1 and e.deleted_at is null and t.deleted_at is null
+where e.id = $1 and not e.operational and e.deleted_at is null and t.deleted_at is null
 `
 
 type EndpointForIngestRow struct {
@@ -38,6 +38,7 @@ type EndpointForIngestRow struct {
 }
 
 // Read by role kapsel_engine on the way in.
+// An operational endpoint takes nothing from outside: here there is none.
 // The secrets that are valid, oldest first, and when each expires: in Unix milliseconds, 0 for never.
 func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (EndpointForIngestRow, error) {
 	row := q.db.QueryRow(ctx, endpointForIngest, id)

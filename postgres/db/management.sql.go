@@ -243,7 +243,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 }
 
 const getEndpoint = `-- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -257,6 +257,7 @@ type GetEndpointRow struct {
 	Duplicates   json.RawMessage
 	Lane         string
 	Ordering     json.RawMessage
+	Operational  bool
 	CreatedAt    time.Time
 	SecretCount  int64
 }
@@ -271,6 +272,7 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 		&i.Duplicates,
 		&i.Lane,
 		&i.Ordering,
+		&i.Operational,
 		&i.CreatedAt,
 		&i.SecretCount,
 	)
@@ -375,8 +377,8 @@ func (q *Queries) InsertDestinationSecret(ctx context.Context, iD uuid.UUID, des
 }
 
 const insertEndpoint = `-- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering)
-values ($1, $2, $3, $4, $5, $6, $7)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, operational)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 returning created_at
 `
 
@@ -388,6 +390,7 @@ type InsertEndpointParams struct {
 	Duplicates   json.RawMessage
 	Lane         string
 	Ordering     json.RawMessage
+	Operational  bool
 }
 
 func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) (time.Time, error) {
@@ -399,6 +402,7 @@ func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) 
 		arg.Duplicates,
 		arg.Lane,
 		arg.Ordering,
+		arg.Operational,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -420,7 +424,7 @@ func (q *Queries) InsertEndpointSecret(ctx context.Context, iD uuid.UUID, endpoi
 }
 
 const listEndpoints = `-- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -436,6 +440,7 @@ type ListEndpointsRow struct {
 	Duplicates   json.RawMessage
 	Lane         string
 	Ordering     json.RawMessage
+	Operational  bool
 	CreatedAt    time.Time
 	SecretCount  int64
 }
@@ -456,6 +461,7 @@ func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows i
 			&i.Duplicates,
 			&i.Lane,
 			&i.Ordering,
+			&i.Operational,
 			&i.CreatedAt,
 			&i.SecretCount,
 		); err != nil {
