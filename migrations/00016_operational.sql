@@ -35,7 +35,7 @@ create table operational_outbox (
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 10000);
 create index operational_outbox_of_tenant on operational_outbox (tenant_id, id);
 alter table operational_outbox enable row level security; -- and no policy: the api has no business here
-grant select, insert, delete on operational_outbox to kapsel_engine;
+grant select, insert, update, delete on operational_outbox to kapsel_engine; -- update: for update skip locked needs it
 
 -- Whether a tenant is told of something that happened at an endpoint: it has an operational one, and this is an ordinary one.
 -- +goose StatementBegin
