@@ -22,6 +22,7 @@ type endpoint struct {
 	source          webhook.Source
 	duplicates      webhook.DuplicatePolicy
 	ordering        *webhook.OrderPolicy // nil: deliveries wait for nobody
+	operational     bool                 // it takes nothing from outside
 	secrets         []sourceSecret       // oldest first
 	destinations    []uuid.UUID
 }
@@ -83,7 +84,7 @@ func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, erro
 	if err != nil {
 		return nil, fmt.Errorf("read endpoint: %w", err)
 	}
-	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, destinations: row.Destinations}
+	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, operational: row.Operational, destinations: row.Destinations}
 	for i, secret := range row.Secrets {
 		held := sourceSecret{value: secret}
 		if at := row.SecretExpiries[i]; at > 0 {

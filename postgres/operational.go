@@ -15,8 +15,8 @@ import (
 )
 
 // What a tenant is told of its deliveries is written into operational_outbox by the transaction that makes it true, so that
-// nothing is told that didn't happen, and nothing that happened is forgotten. A worker makes ordinary events of the rows, each
-// in the transaction that deletes its row: whoever dies in between, it becomes one event and not two (ADR 23).
+// nothing is told that didn't happen, and nothing that happened is forgotten. The api makes ordinary events of the rows, each in
+// the transaction that deletes its row: whoever dies in between, it becomes one event and not two (ADR 23).
 
 // tellDeadSQL writes what a delivery died of; the other two kinds are written by triggers (migrations/00016_operational.sql).
 const tellDeadSQL = `
@@ -53,7 +53,7 @@ func queueDead(batch *pgx.Batch, changes []Change) {
 	}
 }
 
-// Occurrence is something that a tenant is to be told, with the operational endpoint that tells it.
+// Occurrence is something that a tenant is to be told, and the operational endpoint that tells it.
 type Occurrence struct {
 	Type          string
 	At            time.Time
@@ -70,9 +70,7 @@ type Occurrence struct {
 	Headers []byte
 
 	TenantID uuid.UUID
-	LogID    uuid.UUID
-	Teller   uuid.UUID   // the tenant's operational endpoint
-	To       []uuid.UUID // its destinations
+	Teller   uuid.UUID // the tenant's operational endpoint
 }
 
 // occurrencesAtOnce is how many rows become events in one transaction, so that none is long, however many deliveries died
@@ -100,8 +98,7 @@ returning o.id, o.tenant_id, o.type, o.occurred_at, o.endpoint_id, o.destination
     coalesce(o.attempts, 0), coalesce(o.reason, ''), o.failing_since, o.last_status, o.last_error`
 
 	tellersSQL = `
-select e.tenant_id, t.log_id, e.id,
-    array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[]
+select e.tenant_id, e.id
 from endpoints e
 join tenants t on t.id = e.tenant_id
 where e.tenant_id = any($1) and e.operational and e.deleted_at is null and t.deleted_at is null`
@@ -111,15 +108,14 @@ where e.tenant_id = any($1) and e.operational and e.deleted_at is null and t.del
 
 // Told is what one step of telling did.
 type Told struct {
-	Types map[string]int // events, by type
-	Taken int            // rows; those whose tenant has no operational endpoint any more become no event
-	Next  uuid.UUID      // the tenant after which the next step goes on; Nil: it begins again
+	Taken  int       // rows
+	Events int       // fewer than rows if tenants have no operational endpoint any more
+	Next   uuid.UUID // the tenant after which the next step goes on; Nil: it begins again
 }
 
 // TellOccurrences makes events of some of what is to be told, of tenants after the given one, by the code that accepts
 // webhooks: all in one transaction. Rows that another worker is telling of are left to it.
 func TellOccurrences(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, compose func(*Occurrence) (*Acceptance, error)) (told Told, err error) {
-	told.Types = map[string]int{}
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		found, err := takeOccurrences(ctx, tx, after)
 		if err != nil {
@@ -135,12 +131,12 @@ func TellOccurrences(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, c
 		if err := addHeaders(ctx, tx, found); err != nil {
 			return err
 		}
+		told.Events = len(found)
 		rows := make([]*Acceptance, len(found))
 		for i, o := range found {
 			if rows[i], err = compose(o); err != nil {
 				return err
 			}
-			told.Types[o.Type]++
 		}
 		_, err = acceptInTx(ctx, tx, rows)
 		return err
@@ -193,13 +189,11 @@ func addTellers(ctx context.Context, tx pgx.Tx, found []*Occurrence) ([]*Occurre
 	if err != nil {
 		return nil, err
 	}
-	var tenant, log, teller uuid.UUID
-	var to []uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&tenant, &log, &teller, &to}, func() error {
+	var tenant, teller uuid.UUID
+	_, err = pgx.ForEachRow(rows, []any{&tenant, &teller}, func() error {
 		for _, o := range byTenant[tenant] {
-			o.LogID, o.Teller, o.To = log, teller, to
+			o.Teller = teller
 		}
-		to = nil // it belongs to the occurrences now
 		return nil
 	})
 	return slices.DeleteFunc(found, func(o *Occurrence) bool { return o.Teller == uuid.Nil }), err

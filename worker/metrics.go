@@ -21,7 +21,6 @@ type metrics struct {
 	eager    *prometheus.CounterVec // workflow starts, by whether their first task came back with the answer
 	circuits *prometheus.GaugeVec   // by state, those that are not closed
 	disabled prometheus.Counter
-	told     *prometheus.CounterVec // operational webhooks, by type
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -41,18 +40,11 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		disabled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kapsel_destinations_disabled_total", Help: "Destinations that this worker disabled because their receiver kept failing.",
 		}),
-		told: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "kapsel_operational_webhooks_total", Help: "Operational webhooks that this worker made, by type.",
-		}, []string{"type"}),
 	}
 	if registerer != nil {
-		registerer.MustRegister(m.claimed, m.batching, m.eager, m.circuits, m.disabled, m.told)
+		registerer.MustRegister(m.claimed, m.batching, m.eager, m.circuits, m.disabled)
 	}
 	return m
-}
-
-func (m *metrics) countTold(eventType string, n int) {
-	m.told.WithLabelValues(eventType).Add(float64(n))
 }
 
 // countStarts sees every request to Temporal, and counts how its workflow starts are answered.

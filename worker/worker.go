@@ -185,8 +185,6 @@ func (w *Worker) serve(ctx context.Context) {
 	redeliverer := &Redeliverer{db: w.config.Engine, log: w.config.Log, onDue: w.dispatcher.Wake}
 	loops.Go(func() { w.commander.Run(ctx) })
 	loops.Go(func() { redeliverer.Run(ctx) })
-	teller := &Teller{db: w.config.Engine, log: w.config.Log, onDue: w.dispatcher.Wake, told: w.metrics.countTold}
-	loops.Go(func() { teller.Run(ctx) })
 	loops.Go(func() { w.listen(ctx) })
 	loops.Go(func() { w.maintain(ctx) })
 	loops.Go(func() { w.watchCircuits(ctx) })

@@ -14,7 +14,7 @@ import (
 
 const endpointForIngest = `-- name: EndpointForIngest :one
 
-select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering,
+select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering, e.operational,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
     array(select coalesce((extract(epoch from s.expires_at) * 1000)::bigint, 0) from endpoint_secrets s
@@ -22,7 +22,7 @@ select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering,
     array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[] as destinations
 from endpoints e
 join tenants t on t.id = e.tenant_id
-where e.id = $1 and not e.operational and e.deleted_at is null and t.deleted_at is null
+where e.id = $1 and e.deleted_at is null and t.deleted_at is null
 `
 
 type EndpointForIngestRow struct {
@@ -32,13 +32,13 @@ type EndpointForIngestRow struct {
 	Verification   json.RawMessage
 	Duplicates     json.RawMessage
 	Ordering       json.RawMessage
+	Operational    bool
 	Secrets        [][]byte
 	SecretExpiries []int64
 	Destinations   []uuid.UUID
 }
 
 // Read by role kapsel_engine on the way in.
-// An operational endpoint takes nothing from outside: here there is none.
 // The secrets that are valid, oldest first, and when each expires: in Unix milliseconds, 0 for never.
 func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (EndpointForIngestRow, error) {
 	row := q.db.QueryRow(ctx, endpointForIngest, id)
@@ -50,6 +50,7 @@ func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (Endpoint
 		&i.Verification,
 		&i.Duplicates,
 		&i.Ordering,
+		&i.Operational,
 		&i.Secrets,
 		&i.SecretExpiries,
 		&i.Destinations,

@@ -1,4 +1,4 @@
-package worker
+package api
 
 import (
 	"context"
@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/activities"
 	"github.com/kapsel-io/kapsel/admin"
@@ -24,18 +23,17 @@ import (
 	"github.com/kapsel-io/kapsel/webhook"
 )
 
-// tellTest is a database with a log, and what is told there is made by teller.
+// tellTest is a database with a log, and a server that tells what is recorded there when it is asked to.
 type tellTest struct {
-	*Teller
+	*teller
 	url           string
 	owner, engine *pgxpool.Pool
 	log           admin.Log
 	recorder      *activities.Recorder
-	counted       map[string]int
 	woken         int
 }
 
-// teller is a tenant with an ordinary endpoint, and perhaps an operational one.
+// tellTenant is a tenant with an ordinary endpoint, and perhaps an operational one.
 type tellTenant struct {
 	id, endpoint, destination uuid.UUID
 	operational, told         uuid.UUID // the operational endpoint and its destination
@@ -43,17 +41,23 @@ type tellTenant struct {
 
 func telling(t *testing.T) *tellTest {
 	t.Helper()
-	b := &tellTest{url: postgrestest.New(t), counted: map[string]int{}}
+	b := &tellTest{url: postgrestest.New(t)}
 	b.owner, b.engine = postgrestest.Pool(t, b.url, postgres.Owner), postgrestest.Pool(t, b.url, postgres.Engine)
 	var err error
 	b.log, err = admin.CreateLog(t.Context(), b.owner, admin.LogConfig{Host: "kapsel.example", KeyDir: t.TempDir(), HighWaterDir: t.TempDir()})
 	require.NoError(t, err)
 	b.recorder = activities.NewRecorder(activities.RecorderConfig{DB: b.engine})
 	t.Cleanup(b.recorder.Close)
-	b.Teller = &Teller{
-		db: b.engine, log: zap.NewNop(), onDue: func() { b.woken++ }, told: func(eventType string, n int) { b.counted[eventType] += n },
-	}
+	b.teller = &teller{Server: b.server(t, func() { b.woken++ })}
 	return b
+}
+
+func (b *tellTest) server(t testing.TB, notify func()) *Server {
+	t.Helper()
+	s, err := New(Config{Engine: b.engine, API: postgrestest.Pool(t, b.url, postgres.API), Notify: notify})
+	require.NoError(t, err)
+	t.Cleanup(s.Close)
+	return s
 }
 
 func (b *tellTest) exec(t testing.TB, sql string, args ...any) {
@@ -242,7 +246,6 @@ func TestADeadDeliveryIsTold(t *testing.T) {
 	require.Equal(t, "attempts_exhausted", p.Data.Reason)
 	require.Equal(t, 0, p.Data.LastStatus)
 	require.Equal(t, "timeout", p.Data.LastError)
-	require.Equal(t, map[string]int{"delivery_dead": 1}, b.counted)
 	require.Equal(t, 1, b.woken, "the dispatcher hears of it")
 
 	// Recorded again it changes nothing, so nothing is told.
@@ -373,7 +376,7 @@ func TestWhatIsRolledBackIsNotTold(t *testing.T) {
 	require.Equal(t, 6, b.waiting(t), "five deliveries and a circuit")
 }
 
-// A worker that dies while it tells leaves what is to be told, and none of what it made of it.
+// A process that dies while it tells leaves what is to be told, and none of what it made of it.
 func TestACrashWhileTelling(t *testing.T) {
 	t.Parallel()
 	b := telling(t)
@@ -390,7 +393,7 @@ func TestACrashWhileTelling(t *testing.T) {
 		_, err := super.Exec(t.Context(), `select pg_terminate_backend(pid) from pg_stat_activity
 			where datname = current_database() and application_name = 'kapsel_engine' and state = 'idle in transaction'`)
 		require.NoError(t, err)
-		return operationalEvent(o)
+		return b.operationalEvent(t.Context(), o)
 	})
 	require.Error(t, err)
 	require.Equal(t, 3, composed, "it had taken them")
@@ -417,8 +420,8 @@ func (b *tellTest) flood(t testing.TB, tenant tellTenant, n int) {
 		tenant.id, tenant.endpoint, tenant.destination, event, n)
 }
 
-// Many workers tell at once, and each occurrence becomes one event of its own tenant.
-func TestManyWorkersTellEachOccurrenceOnce(t *testing.T) {
+// Many processes tell at once, and each occurrence becomes one event of its own tenant.
+func TestManyProcessesTellEachOccurrenceOnce(t *testing.T) {
 	t.Parallel()
 	b := telling(t)
 	tenants := []tellTenant{b.addTenant(t, "First", true), b.addTenant(t, "Second", true)}
@@ -427,7 +430,7 @@ func TestManyWorkersTellEachOccurrenceOnce(t *testing.T) {
 	}
 	var all sync.WaitGroup
 	for range 4 {
-		teller := &Teller{db: b.engine, log: zap.NewNop(), onDue: func() {}, told: func(string, int) {}}
+		teller := &teller{Server: b.server(t, func() {})}
 		all.Go(func() {
 			if err := teller.tell(context.Background()); err != nil {
 				t.Error(err)
@@ -435,7 +438,7 @@ func TestManyWorkersTellEachOccurrenceOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	require.NoError(t, b.tell(t.Context()), "a worker may leave what another one has taken and given back")
+	require.NoError(t, b.tell(t.Context()), "one may leave what another one has taken and given back")
 	require.Zero(t, b.waiting(t))
 	for _, tenant := range tenants {
 		once := map[string]bool{}
@@ -460,7 +463,8 @@ func TestAFloodHoldsUpNobody(t *testing.T) {
 	b.flood(t, tenants[2], 1)
 	var after uuid.UUID
 	for step := range 3 {
-		told, err := postgres.TellOccurrences(t.Context(), b.engine, after, operationalEvent)
+		told, err := postgres.TellOccurrences(t.Context(), b.engine, after,
+			func(o *postgres.Occurrence) (*postgres.Acceptance, error) { return b.operationalEvent(t.Context(), o) })
 		require.NoError(t, err)
 		require.LessOrEqual(t, told.Taken, 100)
 		require.Equal(t, step < 2, told.Next != uuid.Nil)
@@ -480,7 +484,7 @@ func TestARemovedOperationalEndpointIsToldNothing(t *testing.T) {
 	require.NoError(t, b.tell(t.Context()))
 	require.Zero(t, b.waiting(t))
 	require.Empty(t, b.events(t, tenant.operational))
-	require.Empty(t, b.counted)
+	require.Zero(t, b.woken)
 }
 
 // What is told of a dead delivery says through how many deliveries its webhook has come, so that it can't go round for ever.
