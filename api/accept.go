@@ -66,7 +66,7 @@ func (s *Server) ingest(c *gin.Context) {
 	c.Data(http.StatusOK, "application/json", []byte(`{"event_id":"`+event+`"}`+"\n"))
 }
 
-// findEndpoint answers an ID that can't be one like one that isn't.
+// findEndpoint answers an ID that can't be one like one that isn't, and so an operational endpoint, to which nothing is sent.
 func (s *Server) findEndpoint(c *gin.Context) (*endpoint, error) {
 	endpointID, err := id.Endpoint.Parse(c.Param("endpoint_id"))
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *Server) findEndpoint(c *gin.Context) (*endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e == nil {
+	if e == nil || e.operational {
 		return nil, notFound("endpoint")
 	}
 	c.Set(keyTenant, id.Tenant.Format(e.tenant))

@@ -24,6 +24,7 @@ type endpoint struct {
 	source          webhook.Source
 	duplicates      webhook.DuplicatePolicy
 	ordering        *webhook.OrderPolicy // nil: deliveries wait for nobody
+	operational     bool                 // it takes nothing from outside
 	secrets         []sourceSecret       // oldest first
 	eventType       webhook.EventTypePolicy
 	recipients      []recipient
@@ -97,7 +98,7 @@ func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, erro
 	if err != nil {
 		return nil, fmt.Errorf("read destinations: %w", err)
 	}
-	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, origin: row.Origin, recordSkipped: row.RecordSkipped}
+	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, origin: row.Origin, recordSkipped: row.RecordSkipped, operational: row.Operational}
 	for i, secret := range row.Secrets {
 		held := sourceSecret{value: secret}
 		if at := row.SecretExpiries[i]; at > 0 {

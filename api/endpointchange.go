@@ -38,6 +38,9 @@ func (s *Server) UpdateEndpoint(ctx context.Context, request openapi.UpdateEndpo
 		if err != nil {
 			return err
 		}
+		if err := change.keepOperational(ctx, q); err != nil {
+			return err
+		}
 		if err := change.exchangeSecrets(ctx, q, old, tenant); err != nil {
 			return err
 		}

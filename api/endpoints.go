@@ -44,7 +44,7 @@ func (s *Server) CreateEndpoint(ctx context.Context, request openapi.CreateEndpo
 		e.row.TenantID = tenant
 		var err error
 		if created, err = q.InsertEndpoint(ctx, e.row); err != nil {
-			return err
+			return onlyOperational(err)
 		}
 		for _, secret := range e.secrets {
 			if err := q.InsertEndpointSecret(ctx, id.New(), e.row.ID, tenant, secret); err != nil {
@@ -64,7 +64,7 @@ func (s *Server) CreateEndpoint(ctx context.Context, request openapi.CreateEndpo
 	s.endpoints.forget(e.row.ID)
 	answer, err := s.endpointAnswer(endpointRow{
 		ID: e.row.ID, Name: e.row.Name, Verification: e.row.Verification, Duplicates: e.row.Duplicates, Lane: e.row.Lane,
-		Ordering: e.row.Ordering, EventType: e.row.EventType, RecordSkipped: e.row.RecordSkipped,
+		Ordering: e.row.Ordering, EventType: e.row.EventType, RecordSkipped: e.row.RecordSkipped, Operational: e.row.Operational,
 		CreatedAt: created, SecretCount: int64(len(e.secrets)),
 	})
 	if err != nil {
@@ -81,11 +81,17 @@ func (s *Server) parseEndpoint(body *openapi.NewEndpoint) (*newEndpoint, error) 
 	if err := validName(body.Name); err != nil {
 		return nil, err
 	}
+	if value(body.Operational) {
+		if err := validOperational(body); err != nil {
+			return nil, err
+		}
+	}
 	source, verification, err := parseVerification(body.Verification)
 	if err != nil {
 		return nil, err
 	}
 	e := &newEndpoint{row: db.InsertEndpointParams{ID: id.New(), Name: body.Name, Verification: verification, Lane: string(openapi.Auto)}}
+	e.row.Operational = value(body.Operational)
 	e.secrets = secretBytes(value(body.Secrets))
 	if err := source.ValidateSecrets(e.secrets); err != nil {
 		return nil, invalidBecause("", err)
@@ -242,8 +248,11 @@ func (s *Server) endpointAnswer(row endpointRow) (openapi.Endpoint, error) {
 	answer := openapi.Endpoint{
 		ID: name, Name: row.Name, Lane: row.Lane, CreatedAt: row.CreatedAt, SecretCount: int(row.SecretCount),
 		RecordSkipped: row.RecordSkipped,
-		IngestURL:     s.config.PublicURL + "/ingest/" + name,
+		Operational:   row.Operational,
 		Destinations:  []openapi.Destination{},
+	}
+	if !row.Operational {
+		answer.IngestURL = s.config.PublicURL + "/ingest/" + name
 	}
 	var policy webhook.DuplicatePolicy
 	var err error

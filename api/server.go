@@ -186,9 +186,14 @@ func (s *Server) Handler() http.Handler { return s.handler }
 func (s *Server) Close() { s.group.Close() }
 
 // Serve answers requests on listener until ctx ends; then it takes no new ones, gives those in flight 30 s, and closes
-// the server. It returns nil if all of them were answered.
+// the server. It returns nil if all of them were answered. Meanwhile it also takes in operational webhooks.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	defer s.Close()
+	telling, stopTelling := context.WithCancel(ctx)
+	var teller sync.WaitGroup
+	teller.Go(func() { s.tellTenants(telling) })
+	defer teller.Wait()
+	defer stopTelling()
 	server := &http.Server{
 		Handler:           s.handler,
 		ReadHeaderTimeout: readHeaderTimeout,

@@ -102,24 +102,30 @@ func acceptIn(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Ac
 	var accepted []Accepted
 	return accepted, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		var err error
-		if accepted, err = findDuplicates(ctx, tx, rows); err != nil {
-			return err
-		}
-		var fresh []*Acceptance
-		for i, row := range rows {
-			if !accepted[i].Duplicate {
-				fresh = append(fresh, row)
-			}
-		}
-		if len(fresh) == 0 {
-			return nil
-		}
-		turns, err := takeTurns(ctx, tx, fresh)
-		if err != nil {
-			return err
-		}
-		return tx.SendBatch(ctx, eventsBatch(fresh, turns)).Close()
+		accepted, err = acceptInTx(ctx, tx, rows)
+		return err
 	})
+}
+
+func acceptInTx(ctx context.Context, tx pgx.Tx, rows []*Acceptance) ([]Accepted, error) {
+	accepted, err := findDuplicates(ctx, tx, rows)
+	if err != nil {
+		return nil, err
+	}
+	var fresh []*Acceptance
+	for i, row := range rows {
+		if !accepted[i].Duplicate {
+			fresh = append(fresh, row)
+		}
+	}
+	if len(fresh) == 0 {
+		return accepted, nil
+	}
+	turns, err := takeTurns(ctx, tx, fresh)
+	if err != nil {
+		return nil, err
+	}
+	return accepted, tx.SendBatch(ctx, eventsBatch(fresh, turns)).Close()
 }
 
 const (

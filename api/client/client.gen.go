@@ -695,10 +695,13 @@ type Endpoint struct {
 	EventType EventType `json:"event_type"`
 	ID        string    `json:"id"`
 
-	// IngestURL Where webhooks are to be sent.
-	IngestURL string `json:"ingest_url"`
+	// IngestURL Where webhooks are to be sent. Left out for an operational endpoint.
+	IngestURL string `json:"ingest_url,omitempty"`
 	Lane      string `json:"lane"`
 	Name      string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to its destinations, and nothing else.
+	Operational bool `json:"operational"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
@@ -993,6 +996,12 @@ type NewEndpoint struct {
 	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
 	Lane *Lane  `json:"lane,omitempty"`
 	Name string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to this endpoint's destinations (`delivery_dead`, `circuit_opened`,
+	// `destination_disabled`; see docs/guides/operational.md). A tenant has at most one such endpoint. It takes nothing
+	// from outside, so it has no `ingest_url`, its `verification` is `{"scheme": "none"}`, and it has no `secrets`,
+	// `duplicates`, `ordering` or `event_type`: the type of its events is their own. It can't be changed later.
+	Operational *bool `json:"operational,omitempty"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
@@ -8441,6 +8450,8 @@ type CreateEndpointResponse struct {
 	ApplicationProblemJSON400 *Problem
 	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
 	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
 	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationProblemJSON413 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
@@ -8466,6 +8477,11 @@ func (r CreateEndpointResponse) GetApplicationProblemJSON400() *Problem {
 // GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
 func (r CreateEndpointResponse) GetApplicationProblemJSON401() *Problem {
 	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r CreateEndpointResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
 }
 
 // GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
@@ -13133,6 +13149,13 @@ func ParseCreateEndpointResponse(rsp *http.Response) (*CreateEndpointResponse, e
 			return nil, err
 		}
 		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
 		var dest Problem

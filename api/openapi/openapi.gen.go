@@ -690,10 +690,13 @@ type Endpoint struct {
 	EventType EventType `json:"event_type"`
 	ID        string    `json:"id"`
 
-	// IngestURL Where webhooks are to be sent.
-	IngestURL string `json:"ingest_url"`
+	// IngestURL Where webhooks are to be sent. Left out for an operational endpoint.
+	IngestURL string `json:"ingest_url,omitempty"`
 	Lane      string `json:"lane"`
 	Name      string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to its destinations, and nothing else.
+	Operational bool `json:"operational"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
@@ -988,6 +991,12 @@ type NewEndpoint struct {
 	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
 	Lane *Lane  `json:"lane,omitempty"`
 	Name string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to this endpoint's destinations (`delivery_dead`, `circuit_opened`,
+	// `destination_disabled`; see docs/guides/operational.md). A tenant has at most one such endpoint. It takes nothing
+	// from outside, so it has no `ingest_url`, its `verification` is `{"scheme": "none"}`, and it has no `secrets`,
+	// `duplicates`, `ordering` or `event_type`: the type of its events is their own. It can't be changed later.
+	Operational *bool `json:"operational,omitempty"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
@@ -6239,6 +6248,20 @@ func (response CreateEndpoint401ApplicationProblemPlusJSONResponse) VisitCreateE
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateEndpoint409ApplicationProblemPlusJSONResponse Problem
+
+func (response CreateEndpoint409ApplicationProblemPlusJSONResponse) VisitCreateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
 	_, err := buf.WriteTo(w)
 	return err
 }

@@ -51,6 +51,7 @@ func (q *Queries) DestinationsForIngest(ctx context.Context, endpointID uuid.UUI
 const endpointForIngest = `-- name: EndpointForIngest :one
 
 select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.ordering, e.event_type, e.record_skipped,
+    e.operational,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
     array(select coalesce((extract(epoch from s.expires_at) * 1000)::bigint, 0) from endpoint_secrets s
@@ -71,6 +72,7 @@ type EndpointForIngestRow struct {
 	Ordering       json.RawMessage
 	EventType      json.RawMessage
 	RecordSkipped  bool
+	Operational    bool
 	Secrets        [][]byte
 	SecretExpiries []int64
 }
@@ -90,6 +92,7 @@ func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (Endpoint
 		&i.Ordering,
 		&i.EventType,
 		&i.RecordSkipped,
+		&i.Operational,
 		&i.Secrets,
 		&i.SecretExpiries,
 	)

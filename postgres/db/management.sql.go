@@ -248,7 +248,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 }
 
 const getEndpoint = `-- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -264,6 +264,7 @@ type GetEndpointRow struct {
 	Ordering      json.RawMessage
 	EventType     json.RawMessage
 	RecordSkipped bool
+	Operational   bool
 	CreatedAt     time.Time
 	SecretCount   int64
 }
@@ -280,6 +281,7 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 		&i.Ordering,
 		&i.EventType,
 		&i.RecordSkipped,
+		&i.Operational,
 		&i.CreatedAt,
 		&i.SecretCount,
 	)
@@ -388,8 +390,8 @@ func (q *Queries) InsertDestinationSecret(ctx context.Context, iD uuid.UUID, des
 }
 
 const insertEndpoint = `-- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, event_type, record_skipped)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, event_type, record_skipped, operational)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 returning created_at
 `
 
@@ -403,6 +405,7 @@ type InsertEndpointParams struct {
 	Ordering      json.RawMessage
 	EventType     json.RawMessage
 	RecordSkipped bool
+	Operational   bool
 }
 
 func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) (time.Time, error) {
@@ -416,6 +419,7 @@ func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) 
 		arg.Ordering,
 		arg.EventType,
 		arg.RecordSkipped,
+		arg.Operational,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -437,7 +441,7 @@ func (q *Queries) InsertEndpointSecret(ctx context.Context, iD uuid.UUID, endpoi
 }
 
 const listEndpoints = `-- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -455,6 +459,7 @@ type ListEndpointsRow struct {
 	Ordering      json.RawMessage
 	EventType     json.RawMessage
 	RecordSkipped bool
+	Operational   bool
 	CreatedAt     time.Time
 	SecretCount   int64
 }
@@ -477,6 +482,7 @@ func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows i
 			&i.Ordering,
 			&i.EventType,
 			&i.RecordSkipped,
+			&i.Operational,
 			&i.CreatedAt,
 			&i.SecretCount,
 		); err != nil {

@@ -84,6 +84,8 @@ type Circuit struct {
 	// the first failure after which nothing succeeded, and failed_at the last one
 	FailingSince *time.Time
 	FailedAt     *time.Time
+	LastStatus   *int32
+	LastError    *string
 }
 
 type Dedup struct {
@@ -209,6 +211,7 @@ type Endpoint struct {
 	EventType     json.RawMessage
 	RecordSkipped bool
 	Ordering      json.RawMessage
+	Operational   bool
 }
 
 type EndpointSecret struct {
@@ -289,6 +292,22 @@ type MerkleTile struct {
 	Level     int16
 	TileIndex int64
 	Hashes    []byte
+}
+
+type OperationalOutbox struct {
+	ID            int64
+	TenantID      uuid.UUID
+	Type          string
+	OccurredAt    time.Time
+	EndpointID    uuid.UUID
+	DestinationID uuid.UUID
+	DeliveryID    *uuid.UUID
+	EventID       *uuid.UUID
+	Attempts      *int32
+	Reason        *string
+	FailingSince  *time.Time
+	LastStatus    int32
+	LastError     string
 }
 
 type OrderKey struct {

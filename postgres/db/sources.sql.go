@@ -84,6 +84,17 @@ func (q *Queries) ExpireEndpointSecrets(ctx context.Context, seconds float64, en
 	return err
 }
 
+const isOperational = `-- name: IsOperational :one
+select e.operational from endpoints e where e.id = $1
+`
+
+func (q *Queries) IsOperational(ctx context.Context, id uuid.UUID) (bool, error) {
+	row := q.db.QueryRow(ctx, isOperational, id)
+	var operational bool
+	err := row.Scan(&operational)
+	return operational, err
+}
+
 const lockEndpointSource = `-- name: LockEndpointSource :one
 
 select e.verification from endpoints e where e.id = $1 and e.deleted_at is null for update

@@ -5,8 +5,8 @@
 select a.key_id::uuid as key_id, a.tenant_id::uuid as tenant_id from authenticate(sqlc.arg(hash)::bytea) a;
 
 -- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, event_type, record_skipped)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, event_type, record_skipped, operational)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 returning created_at;
 
 -- name: InsertEndpointSecret :exec
@@ -21,7 +21,7 @@ returning created_at;
 insert into destination_secrets (id, destination_id, tenant_id, secret) values ($1, $2, $3, $4);
 
 -- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -30,7 +30,7 @@ order by e.id desc
 limit sqlc.arg(max_rows);
 
 -- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e

@@ -4,6 +4,9 @@
 -- Serialises those who change an endpoint's verification or its secrets, so that the two always fit.
 select e.verification from endpoints e where e.id = $1 and e.deleted_at is null for update;
 
+-- name: IsOperational :one
+select e.operational from endpoints e where e.id = $1;
+
 -- name: UpdateEndpoint :exec
 -- What is null stays as it is.
 update endpoints set
