@@ -14,6 +14,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/api/openapi"
@@ -42,6 +43,11 @@ type Config struct {
 	// MaxBodyBytes bounds the bodies of all webhooks that are being read or committed, together; beyond it they are
 	// answered 503. One endpoint's have a quarter of it, at least MaxBody. Default: 256 MiB.
 	MaxBodyBytes int64
+	// Metrics is where the server registers its metrics. Default: nowhere.
+	Metrics prometheus.Registerer
+	// HeadsOnly keeps the tiles of the logs to ourselves: heads and consistency proofs are everybody's, inclusion proofs the
+	// tenant's. Default: tiles are everybody's too.
+	HeadsOnly bool
 }
 
 // Server answers HTTP requests. It implements openapi.StrictServerInterface.
@@ -50,6 +56,7 @@ type Server struct {
 	endpoints *endpointCache
 	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
 	bodies    *budget
+	tiles     *tileCache
 	handler   http.Handler
 }
 
@@ -75,7 +82,7 @@ func New(config Config) (*Server, error) {
 	if err := config.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, bodies: newBudget(config.MaxBodyBytes)}
+	s := &Server{config: config, bodies: newBudget(config.MaxBodyBytes), tiles: newTileCache(config.Metrics)}
 	s.endpoints = newEndpointCache(config.Engine)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
 		Commit: s.commit,
@@ -141,6 +148,8 @@ func (s *Server) routes() http.Handler {
 		HandlerErrorFunc:         s.fail,
 		ResponseErrorHandlerFunc: s.fail,
 	})
+	managed.GET(routeCheckpoint, s.getCheckpoint)
+	managed.GET(routeTile, s.getTile)
 	openapi.RegisterHandlersWithOptions(managed, strict, openapi.GinServerOptions{ErrorHandler: s.failParameter})
 	return engine
 }
