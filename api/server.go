@@ -46,6 +46,9 @@ type Config struct {
 	MaxBodyBytes int64
 	// Metrics is where the server registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
+	// HeadsOnly keeps the tiles of the logs to ourselves: heads and consistency proofs are everybody's, inclusion proofs the
+	// tenant's. Default: tiles are everybody's too.
+	HeadsOnly bool
 }
 
 // Server answers HTTP requests. It implements openapi.StrictServerInterface.
@@ -56,6 +59,7 @@ type Server struct {
 	bodies    *budget
 	looking   chan struct{} // a place for each large body that is looked into, see look
 	metrics   *metrics
+	tiles     *tileCache
 	handler   http.Handler
 }
 
@@ -83,7 +87,7 @@ func New(config Config) (*Server, error) {
 	}
 	s := &Server{
 		config: config, bodies: newBudget(config.MaxBodyBytes),
-		looking: make(chan struct{}, runtime.GOMAXPROCS(0)), metrics: newMetrics(config.Metrics),
+		looking: make(chan struct{}, runtime.GOMAXPROCS(0)), metrics: newMetrics(config.Metrics), tiles: newTileCache(config.Metrics),
 	}
 	s.endpoints = newEndpointCache(config.Engine)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
@@ -150,6 +154,8 @@ func (s *Server) routes() http.Handler {
 		HandlerErrorFunc:         s.fail,
 		ResponseErrorHandlerFunc: s.fail,
 	})
+	managed.GET(routeCheckpoint, s.getCheckpoint)
+	managed.GET(routeTile, s.getTile)
 	openapi.RegisterHandlersWithOptions(managed, strict, openapi.GinServerOptions{ErrorHandler: s.failParameter})
 	return engine
 }

@@ -239,6 +239,24 @@ func (e PendingStatus) Valid() bool {
 	}
 }
 
+// Defines values for ProofOfManyStatus.
+const (
+	ProofOfManyStatusPending ProofOfManyStatus = "pending"
+	ProofOfManyStatusProven  ProofOfManyStatus = "proven"
+)
+
+// Valid indicates whether the value is a known member of the ProofOfManyStatus enum.
+func (e ProofOfManyStatus) Valid() bool {
+	switch e {
+	case ProofOfManyStatusPending:
+		return true
+	case ProofOfManyStatusProven:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ScheduleType.
 const (
 	ScheduleTypeExponential ScheduleType = "exponential"
@@ -1148,8 +1166,53 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// ProofOfMany defines model for ProofOfMany.
+type ProofOfMany struct {
+	AttemptID string `json:"attempt_id"`
+
+	// Head Which of `heads` the proof is for
+	Head *int `json:"head,omitempty"`
+
+	// InclusionProof The audit path (RFC 6962, section 2.1.1), the leaf's sibling first.
+	InclusionProof *[]string `json:"inclusion_proof,omitempty"`
+
+	// Leaf The leaf's bytes in base64; absent after erasure.
+	Leaf     *string `json:"leaf,omitempty"`
+	LeafHash *string `json:"leaf_hash,omitempty"`
+
+	// LeafIndex From 0.
+	LeafIndex *int64 `json:"leaf_index,omitempty"`
+
+	// RetryAfterSeconds When to ask again for what is pending.
+	RetryAfterSeconds *int `json:"retry_after_seconds,omitempty"`
+
+	// Status `pending`: no signed tree head covers it yet, and of the other members there is only retry_after_seconds.
+	Status ProofOfManyStatus `json:"status"`
+}
+
+// ProofOfManyStatus `pending`: no signed tree head covers it yet, and of the other members there is only retry_after_seconds.
+type ProofOfManyStatus string
+
 // ProofPackage Format `kapsel.proof/v1`; see the documentation of github.com/kapsel-io/kapsel/verify. Keep the bytes as they are.
 type ProofPackage map[string]interface{}
+
+// Proofs defines model for Proofs.
+type Proofs struct {
+	// Heads The signed tree heads that the proofs are for, each once.
+	Heads []SignedTreeHead `json:"heads"`
+
+	// Proofs One for each attempt, in the order of the request.
+	Proofs []ProofOfMany `json:"proofs"`
+}
+
+// ProofsRequest defines model for ProofsRequest.
+type ProofsRequest struct {
+	// AttemptIds Each once.
+	AttemptIds []string `json:"attempt_ids"`
+
+	// TreeSize The size of a published tree head that covers all of them. Default for each is the earliest that covers it.
+	TreeSize *int64 `json:"tree_size,omitempty"`
+}
 
 // ReceivedResponse Absent if there was no answer. Headers and body are absent if they were erased, or lost when a worker died; the leaf's commitment remains.
 type ReceivedResponse struct {
@@ -1418,11 +1481,17 @@ type EndpointID = string
 // EventID Example: evt_01h455vb4pex5vsknk084sn02q
 type EventID = string
 
+// IfNoneMatch defines model for IfNoneMatch.
+type IfNoneMatch = string
+
 // JobID Example: job_01h455vb4pex5vsknk084sn02q
 type JobID = string
 
 // Limit defines model for Limit.
 type Limit = int
+
+// Log Example: log_01h455vb4pex5vsknk084sn02q
+type Log = string
 
 // LogQuery Example: log_01h455vb4pex5vsknk084sn02q
 type LogQuery = string
@@ -1443,6 +1512,9 @@ type GetConsistencyProofParams struct {
 
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DownloadProofParams defines parameters for DownloadProof.
@@ -1450,8 +1522,11 @@ type DownloadProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
 
-	// IfNoneMatch An ETag from before; 304 if the package is still the same.
-	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+	// Format `json`, the package, or `tlog-proof`, the text.
+	Format *string `form:"format,omitempty" json:"format,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListKeysParams defines parameters for ListKeys.
@@ -1470,12 +1545,18 @@ type ListKeysParams struct {
 type GetProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetTreeHeadParams defines parameters for GetTreeHead.
 type GetTreeHeadParams struct {
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListDeliveriesParams defines parameters for ListDeliveries.
@@ -1573,6 +1654,15 @@ type IngestParams struct {
 	// another body a conflict (409). `X-Idempotency-Key` is read too.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
+
+// GetCheckpointParams defines parameters for GetCheckpoint.
+type GetCheckpointParams struct {
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetProofsJSONRequestBody defines body for GetProofs for application/json ContentType.
+type GetProofsJSONRequestBody = ProofsRequest
 
 // UpdateDestinationJSONRequestBody defines body for UpdateDestination for application/json ContentType.
 type UpdateDestinationJSONRequestBody = DestinationChange
@@ -1682,6 +1772,9 @@ type ClientInterface interface {
 
 	// GetConsistencyProof Read the proof that one tree is a prefix of another
 	//
+	// Any two sizes up to that of the newest signed tree head, also those that no head of this database has: whoever holds an older
+	// head gets an answer.
+	//
 	// Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
 	GetConsistencyProof(ctx context.Context, params *GetConsistencyProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -1689,6 +1782,10 @@ type ClientInterface interface {
 	//
 	// One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
 	// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+	//
+	// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
+	// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
+	// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 	//
 	// Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
 	DownloadProof(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1705,6 +1802,28 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
 	GetProof(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetProofsWithBody Read the inclusion proofs of up to 1,000 attempts
+	//
+	// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+	// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+	// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+	GetProofsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetProofs Read the inclusion proofs of up to 1,000 attempts
+	//
+	// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+	// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+	// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+	GetProofs(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetTreeHead Read the newest signed tree head
 	//
@@ -2150,10 +2269,11 @@ type ClientInterface interface {
 
 	// GetCheckpoint Read the newest signed tree head as a checkpoint
 	//
-	// The note of https://c2sp.org/tlog-checkpoint, verbatim.
+	// The note of https://c2sp.org/tlog-checkpoint, verbatim, where https://c2sp.org/tlog-tiles has it. Its first signature line is
+	// the log's Ed25519 signature of the text; the second carries timestamp and signature of the signed tree head. Compressed where `Accept-Encoding` asks for gzip.
 	//
 	// Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
-	GetCheckpoint(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetCheckpoint(ctx context.Context, log Log, params *GetCheckpointParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // GetAttempt Read an attempt with its request, its response and its leaf
@@ -2173,6 +2293,9 @@ func (c *Client) GetAttempt(ctx context.Context, attemptID AttemptID, reqEditors
 
 // GetConsistencyProof Read the proof that one tree is a prefix of another
 //
+// Any two sizes up to that of the newest signed tree head, also those that no head of this database has: whoever holds an older
+// head gets an answer.
+//
 // Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
 func (c *Client) GetConsistencyProof(ctx context.Context, params *GetConsistencyProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetConsistencyProofRequest(c.Server, params)
@@ -2190,6 +2313,10 @@ func (c *Client) GetConsistencyProof(ctx context.Context, params *GetConsistency
 //
 // One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
 // covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+//
+// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
+// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
+// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 //
 // Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
 func (c *Client) DownloadProof(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2227,6 +2354,48 @@ func (c *Client) ListKeys(ctx context.Context, params *ListKeysParams, reqEditor
 // Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
 func (c *Client) GetProof(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetProofRequest(c.Server, attemptID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetProofsWithBody Read the inclusion proofs of up to 1,000 attempts
+//
+// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+func (c *Client) GetProofsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetProofsRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetProofs Read the inclusion proofs of up to 1,000 attempts
+//
+// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+func (c *Client) GetProofs(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetProofsRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3191,11 +3360,12 @@ func (c *Client) IngestWithBody(ctx context.Context, endpointID EndpointID, para
 
 // GetCheckpoint Read the newest signed tree head as a checkpoint
 //
-// The note of https://c2sp.org/tlog-checkpoint, verbatim.
+// The note of https://c2sp.org/tlog-checkpoint, verbatim, where https://c2sp.org/tlog-tiles has it. Its first signature line is
+// the log's Ed25519 signature of the text; the second carries timestamp and signature of the signed tree head. Compressed where `Accept-Encoding` asks for gzip.
 //
 // Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
-func (c *Client) GetCheckpoint(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetCheckpointRequest(c.Server, log)
+func (c *Client) GetCheckpoint(ctx context.Context, log Log, params *GetCheckpointParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCheckpointRequest(c.Server, log, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3307,6 +3477,21 @@ func NewGetConsistencyProofRequest(server string, params *GetConsistencyProofPar
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -3348,6 +3533,18 @@ func NewDownloadProofRequest(server string, attemptID AttemptID, params *Downloa
 		if params.TreeSize != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "tree_size", *params.TreeSize, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -3522,6 +3719,61 @@ func NewGetProofRequest(server string, attemptID AttemptID, params *GetProofPara
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetProofsRequest calls the generic GetProofs builder with application/json body
+func NewGetProofsRequest(server string, body GetProofsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewGetProofsRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewGetProofsRequestWithBody constructs an http.Request for the GetProofs method, with any body, and a specified content type
+func NewGetProofsRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/attestation/proofs")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
 	return req, nil
 }
 
@@ -3574,6 +3826,21 @@ func NewGetTreeHeadRequest(server string, params *GetTreeHeadParams) (*http.Requ
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -5436,7 +5703,7 @@ func NewIngestRequestWithBody(server string, endpointID EndpointID, params *Inge
 }
 
 // NewGetCheckpointRequest constructs an http.Request for the GetCheckpoint method
-func NewGetCheckpointRequest(server string, log string) (*http.Request, error) {
+func NewGetCheckpointRequest(server string, log Log, params *GetCheckpointParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -5464,6 +5731,21 @@ func NewGetCheckpointRequest(server string, log string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -5522,6 +5804,9 @@ type ClientWithResponsesInterface interface {
 
 	// GetConsistencyProofWithResponse Read the proof that one tree is a prefix of another
 	//
+	// Any two sizes up to that of the newest signed tree head, also those that no head of this database has: whoever holds an older
+	// head gets an answer.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
@@ -5531,6 +5816,10 @@ type ClientWithResponsesInterface interface {
 	//
 	// One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
 	// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+	//
+	// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
+	// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
+	// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5553,6 +5842,28 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
 	GetProofWithResponse(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*GetProofResponse, error)
+
+	// GetProofsWithBodyWithResponse Read the inclusion proofs of up to 1,000 attempts
+	//
+	// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+	// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+	// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+	GetProofsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GetProofsResponse, error)
+
+	// GetProofsWithResponse Read the inclusion proofs of up to 1,000 attempts
+	//
+	// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+	// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+	// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+	GetProofsWithResponse(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*GetProofsResponse, error)
 
 	// GetTreeHeadWithResponse Read the newest signed tree head
 	//
@@ -6062,12 +6373,13 @@ type ClientWithResponsesInterface interface {
 
 	// GetCheckpointWithResponse Read the newest signed tree head as a checkpoint
 	//
-	// The note of https://c2sp.org/tlog-checkpoint, verbatim.
+	// The note of https://c2sp.org/tlog-checkpoint, verbatim, where https://c2sp.org/tlog-tiles has it. Its first signature line is
+	// the log's Ed25519 signature of the text; the second carries timestamp and signature of the signed tree head. Compressed where `Accept-Encoding` asks for gzip.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
-	GetCheckpointWithResponse(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error)
+	GetCheckpointWithResponse(ctx context.Context, log Log, params *GetCheckpointParams, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error)
 }
 
 // GetAttemptResponse503Headers the declared response headers of an HTTP 503 response for GetAttempt
@@ -6146,6 +6458,11 @@ func (r GetAttemptResponse) ContentType() string {
 	return ""
 }
 
+// GetConsistencyProofResponse200Headers the declared response headers of an HTTP 200 response for GetConsistencyProof
+type GetConsistencyProofResponse200Headers struct {
+	ETag *string
+}
+
 // GetConsistencyProofResponse503Headers the declared response headers of an HTTP 503 response for GetConsistencyProof
 type GetConsistencyProofResponse503Headers struct {
 	RetryAfter *int
@@ -6164,6 +6481,8 @@ type GetConsistencyProofResponse struct {
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetConsistencyProofResponse200Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetConsistencyProofResponse503Headers
 }
@@ -6409,6 +6728,11 @@ func (r ListKeysResponse) ContentType() string {
 	return ""
 }
 
+// GetProofResponse200Headers the declared response headers of an HTTP 200 response for GetProof
+type GetProofResponse200Headers struct {
+	ETag *string
+}
+
 // GetProofResponse202Headers the declared response headers of an HTTP 202 response for GetProof
 type GetProofResponse202Headers struct {
 	RetryAfter *int
@@ -6436,6 +6760,8 @@ type GetProofResponse struct {
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetProofResponse200Headers
 	// Headers202 the parsed response headers for an HTTP 202 response
 	Headers202 *GetProofResponse202Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
@@ -6506,6 +6832,108 @@ func (r GetProofResponse) ContentType() string {
 	return ""
 }
 
+// GetProofsResponse503Headers the declared response headers of an HTTP 503 response for GetProofs
+type GetProofsResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetProofsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Proofs
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetProofsResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetProofsResponse) GetJSON200() *Proofs {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetProofsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetProofsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetProofsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetProofsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetTreeHeadResponse200Headers the declared response headers of an HTTP 200 response for GetTreeHead
+type GetTreeHeadResponse200Headers struct {
+	ETag *string
+}
+
 // GetTreeHeadResponse503Headers the declared response headers of an HTTP 503 response for GetTreeHead
 type GetTreeHeadResponse503Headers struct {
 	RetryAfter *int
@@ -6524,6 +6952,8 @@ type GetTreeHeadResponse struct {
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetTreeHeadResponse200Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetTreeHeadResponse503Headers
 }
@@ -10017,6 +10447,11 @@ func (r IngestResponse) ContentType() string {
 	return ""
 }
 
+// GetCheckpointResponse200Headers the declared response headers of an HTTP 200 response for GetCheckpoint
+type GetCheckpointResponse200Headers struct {
+	ETag *string
+}
+
 // GetCheckpointResponse503Headers the declared response headers of an HTTP 503 response for GetCheckpoint
 type GetCheckpointResponse503Headers struct {
 	RetryAfter *int
@@ -10031,6 +10466,8 @@ type GetCheckpointResponse struct {
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetCheckpointResponse200Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetCheckpointResponse503Headers
 }
@@ -10094,6 +10531,9 @@ func (c *ClientWithResponses) GetAttemptWithResponse(ctx context.Context, attemp
 
 // GetConsistencyProofWithResponse Read the proof that one tree is a prefix of another
 //
+// Any two sizes up to that of the newest signed tree head, also those that no head of this database has: whoever holds an older
+// head gets an answer.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
@@ -10109,6 +10549,10 @@ func (c *ClientWithResponses) GetConsistencyProofWithResponse(ctx context.Contex
 //
 // One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
 // covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+//
+// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
+// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
+// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10148,6 +10592,40 @@ func (c *ClientWithResponses) GetProofWithResponse(ctx context.Context, attemptI
 		return nil, err
 	}
 	return ParseGetProofResponse(rsp)
+}
+
+// GetProofsWithBodyWithResponse Read the inclusion proofs of up to 1,000 attempts
+//
+// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+func (c *ClientWithResponses) GetProofsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GetProofsResponse, error) {
+	rsp, err := c.GetProofsWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetProofsResponse(rsp)
+}
+
+// GetProofsWithResponse Read the inclusion proofs of up to 1,000 attempts
+//
+// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+func (c *ClientWithResponses) GetProofsWithResponse(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*GetProofsResponse, error) {
+	rsp, err := c.GetProofs(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetProofsResponse(rsp)
 }
 
 // GetTreeHeadWithResponse Read the newest signed tree head
@@ -10964,13 +11442,14 @@ func (c *ClientWithResponses) IngestWithBodyWithResponse(ctx context.Context, en
 
 // GetCheckpointWithResponse Read the newest signed tree head as a checkpoint
 //
-// The note of https://c2sp.org/tlog-checkpoint, verbatim.
+// The note of https://c2sp.org/tlog-checkpoint, verbatim, where https://c2sp.org/tlog-tiles has it. Its first signature line is
+// the log's Ed25519 signature of the text; the second carries timestamp and signature of the signed tree head. Compressed where `Accept-Encoding` asks for gzip.
 //
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
-func (c *ClientWithResponses) GetCheckpointWithResponse(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error) {
-	rsp, err := c.GetCheckpoint(ctx, log, reqEditors...)
+func (c *ClientWithResponses) GetCheckpointWithResponse(ctx context.Context, log Log, params *GetCheckpointParams, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error) {
+	rsp, err := c.GetCheckpoint(ctx, log, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -11065,6 +11544,9 @@ func ParseGetConsistencyProofResponse(rsp *http.Response) (*GetConsistencyProofR
 		}
 		response.JSON200 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -11096,6 +11578,16 @@ func ParseGetConsistencyProofResponse(rsp *http.Response) (*GetConsistencyProofR
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers GetConsistencyProofResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetConsistencyProofResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -11183,6 +11675,9 @@ func ParseDownloadProofResponse(rsp *http.Response) (*DownloadProofResponse, err
 			return nil, err
 		}
 		response.ApplicationProblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/plain) unsupported
 
 	}
 
@@ -11317,6 +11812,9 @@ func ParseGetProofResponse(rsp *http.Response) (*GetProofResponse, error) {
 		}
 		response.JSON202 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -11355,6 +11853,16 @@ func ParseGetProofResponse(rsp *http.Response) (*GetProofResponse, error) {
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers GetProofResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 202:
 		var headers GetProofResponse202Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -11367,6 +11875,94 @@ func ParseGetProofResponse(rsp *http.Response) (*GetProofResponse, error) {
 		response.Headers202 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetProofResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetProofsResponse parses an HTTP response from a GetProofsWithResponse call
+func ParseGetProofsResponse(rsp *http.Response) (*GetProofsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetProofsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Proofs
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetProofsResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -11401,6 +11997,9 @@ func ParseGetTreeHeadResponse(rsp *http.Response) (*GetTreeHeadResponse, error) 
 		}
 		response.JSON200 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -11432,6 +12031,16 @@ func ParseGetTreeHeadResponse(rsp *http.Response) (*GetTreeHeadResponse, error) 
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers GetTreeHeadResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetTreeHeadResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -14543,6 +15152,9 @@ func ParseGetCheckpointResponse(rsp *http.Response) (*GetCheckpointResponse, err
 	}
 
 	switch {
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -14567,6 +15179,16 @@ func ParseGetCheckpointResponse(rsp *http.Response) (*GetCheckpointResponse, err
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers GetCheckpointResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetCheckpointResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {

@@ -239,6 +239,24 @@ func (e PendingStatus) Valid() bool {
 	}
 }
 
+// Defines values for ProofOfManyStatus.
+const (
+	ProofOfManyStatusPending ProofOfManyStatus = "pending"
+	ProofOfManyStatusProven  ProofOfManyStatus = "proven"
+)
+
+// Valid indicates whether the value is a known member of the ProofOfManyStatus enum.
+func (e ProofOfManyStatus) Valid() bool {
+	switch e {
+	case ProofOfManyStatusPending:
+		return true
+	case ProofOfManyStatusProven:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ScheduleType.
 const (
 	ScheduleTypeExponential ScheduleType = "exponential"
@@ -1143,8 +1161,53 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// ProofOfMany defines model for ProofOfMany.
+type ProofOfMany struct {
+	AttemptID string `json:"attempt_id"`
+
+	// Head Which of `heads` the proof is for
+	Head *int `json:"head,omitempty"`
+
+	// InclusionProof The audit path (RFC 6962, section 2.1.1), the leaf's sibling first.
+	InclusionProof *[]string `json:"inclusion_proof,omitempty"`
+
+	// Leaf The leaf's bytes in base64; absent after erasure.
+	Leaf     *string `json:"leaf,omitempty"`
+	LeafHash *string `json:"leaf_hash,omitempty"`
+
+	// LeafIndex From 0.
+	LeafIndex *int64 `json:"leaf_index,omitempty"`
+
+	// RetryAfterSeconds When to ask again for what is pending.
+	RetryAfterSeconds *int `json:"retry_after_seconds,omitempty"`
+
+	// Status `pending`: no signed tree head covers it yet, and of the other members there is only retry_after_seconds.
+	Status ProofOfManyStatus `json:"status"`
+}
+
+// ProofOfManyStatus `pending`: no signed tree head covers it yet, and of the other members there is only retry_after_seconds.
+type ProofOfManyStatus string
+
 // ProofPackage Format `kapsel.proof/v1`; see the documentation of github.com/kapsel-io/kapsel/verify. Keep the bytes as they are.
 type ProofPackage map[string]interface{}
+
+// Proofs defines model for Proofs.
+type Proofs struct {
+	// Heads The signed tree heads that the proofs are for, each once.
+	Heads []SignedTreeHead `json:"heads"`
+
+	// Proofs One for each attempt, in the order of the request.
+	Proofs []ProofOfMany `json:"proofs"`
+}
+
+// ProofsRequest defines model for ProofsRequest.
+type ProofsRequest struct {
+	// AttemptIds Each once.
+	AttemptIds []string `json:"attempt_ids"`
+
+	// TreeSize The size of a published tree head that covers all of them. Default for each is the earliest that covers it.
+	TreeSize *int64 `json:"tree_size,omitempty"`
+}
 
 // ReceivedResponse Absent if there was no answer. Headers and body are absent if they were erased, or lost when a worker died; the leaf's commitment remains.
 type ReceivedResponse struct {
@@ -1413,6 +1476,9 @@ type EndpointID = string
 // EventID Example: evt_01h455vb4pex5vsknk084sn02q
 type EventID = string
 
+// IfNoneMatch defines model for IfNoneMatch.
+type IfNoneMatch = string
+
 // JobID Example: job_01h455vb4pex5vsknk084sn02q
 type JobID = string
 
@@ -1438,6 +1504,9 @@ type GetConsistencyProofParams struct {
 
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DownloadProofParams defines parameters for DownloadProof.
@@ -1445,8 +1514,11 @@ type DownloadProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
 
-	// IfNoneMatch An ETag from before; 304 if the package is still the same.
-	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+	// Format `json`, the package, or `tlog-proof`, the text.
+	Format *string `form:"format,omitempty" json:"format,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListKeysParams defines parameters for ListKeys.
@@ -1465,12 +1537,18 @@ type ListKeysParams struct {
 type GetProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetTreeHeadParams defines parameters for GetTreeHead.
 type GetTreeHeadParams struct {
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListDeliveriesParams defines parameters for ListDeliveries.
@@ -1562,6 +1640,9 @@ type ListRedeliveryJobsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// GetProofsJSONRequestBody defines body for GetProofs for application/json ContentType.
+type GetProofsJSONRequestBody = ProofsRequest
+
 // UpdateDestinationJSONRequestBody defines body for UpdateDestination for application/json ContentType.
 type UpdateDestinationJSONRequestBody = DestinationChange
 
@@ -1606,6 +1687,9 @@ type ServerInterface interface {
 	// GetProof Read the inclusion proof of an attempt
 	// (GET /api/v1/attestation/proof/{attempt_id})
 	GetProof(c *gin.Context, attemptID AttemptID, params GetProofParams)
+	// GetProofs Read the inclusion proofs of up to 1,000 attempts
+	// (POST /api/v1/attestation/proofs)
+	GetProofs(c *gin.Context)
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(c *gin.Context, params GetTreeHeadParams)
@@ -1726,9 +1810,6 @@ type ServerInterface interface {
 	// GetReady Postgres answers and has the schema that this version needs
 	// (GET /health/ready)
 	GetReady(c *gin.Context)
-	// GetCheckpoint Read the newest signed tree head as a checkpoint
-	// (GET /log/{log}/checkpoint)
-	GetCheckpoint(c *gin.Context, log string)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -1798,6 +1879,27 @@ func (siw *ServerInterfaceWrapper) GetConsistencyProof(c *gin.Context) {
 		return
 	}
 
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -1834,11 +1936,19 @@ func (siw *ServerInterfaceWrapper) DownloadProof(c *gin.Context) {
 		return
 	}
 
+	// ------------- Optional query parameter "format" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "format", c.Request.URL.Query(), &params.Format, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter format: %w", err), http.StatusBadRequest)
+		return
+	}
+
 	headers := c.Request.Header
 
 	// ------------- Optional header parameter "If-None-Match" -------------
 	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
-		var IfNoneMatch string
+		var IfNoneMatch IfNoneMatch
 		n := len(valueList)
 		if n != 1 {
 			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
@@ -1934,6 +2044,27 @@ func (siw *ServerInterfaceWrapper) GetProof(c *gin.Context) {
 		return
 	}
 
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -1942,6 +2073,19 @@ func (siw *ServerInterfaceWrapper) GetProof(c *gin.Context) {
 	}
 
 	siw.Handler.GetProof(c, attemptID, params)
+}
+
+// GetProofs operation middleware
+func (siw *ServerInterfaceWrapper) GetProofs(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetProofs(c)
 }
 
 // GetTreeHead operation middleware
@@ -1959,6 +2103,27 @@ func (siw *ServerInterfaceWrapper) GetTreeHead(c *gin.Context) {
 	if err != nil {
 		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter log: %w", err), http.StatusBadRequest)
 		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
 	}
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3117,31 +3282,6 @@ func (siw *ServerInterfaceWrapper) GetReady(c *gin.Context) {
 	siw.Handler.GetReady(c)
 }
 
-// GetCheckpoint operation middleware
-func (siw *ServerInterfaceWrapper) GetCheckpoint(c *gin.Context) {
-
-	var err error
-	_ = err
-
-	// ------------- Path parameter "log" -------------
-	var log string
-
-	err = runtime.BindStyledParameterWithOptions("simple", "log", c.Param("log"), &log, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
-	if err != nil {
-		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter log: %w", err), http.StatusBadRequest)
-		return
-	}
-
-	for _, middleware := range siw.HandlerMiddlewares {
-		middleware(c)
-		if c.IsAborted() {
-			return
-		}
-	}
-
-	siw.Handler.GetCheckpoint(c, log)
-}
-
 // GinServerOptions provides options for the Gin server.
 type GinServerOptions struct {
 	BaseURL      string
@@ -3209,10 +3349,10 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/attempts/:attempt_id", wrapper.GetAttempt)
 	router.GET(options.BaseURL+"/api/v1/attestation/sth", wrapper.GetTreeHead)
 	router.GET(options.BaseURL+"/api/v1/attestation/proof/:attempt_id", wrapper.GetProof)
+	router.POST(options.BaseURL+"/api/v1/attestation/proofs", wrapper.GetProofs)
 	router.GET(options.BaseURL+"/api/v1/attestation/download-proof/:attempt_id", wrapper.DownloadProof)
 	router.GET(options.BaseURL+"/api/v1/attestation/consistency-proof", wrapper.GetConsistencyProof)
 	router.GET(options.BaseURL+"/api/v1/attestation/keys", wrapper.ListKeys)
-	router.GET(options.BaseURL+"/log/:log/checkpoint", wrapper.GetCheckpoint)
 	router.GET(options.BaseURL+"/health/live", wrapper.GetLive)
 	router.GET(options.BaseURL+"/health/ready", wrapper.GetReady)
 }
@@ -3333,18 +3473,36 @@ type GetConsistencyProofResponseObject interface {
 	VisitGetConsistencyProofResponse(w http.ResponseWriter) error
 }
 
-type GetConsistencyProof200JSONResponse ConsistencyProof
+type GetConsistencyProof200ResponseHeaders struct {
+	ETag *string
+}
+
+type GetConsistencyProof200JSONResponse struct {
+	Body    ConsistencyProof
+	Headers GetConsistencyProof200ResponseHeaders
+}
 
 func (response GetConsistencyProof200JSONResponse) VisitGetConsistencyProofResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetConsistencyProof304Response struct {
+}
+
+func (response GetConsistencyProof304Response) VisitGetConsistencyProofResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetConsistencyProof400ApplicationProblemPlusJSONResponse struct {
@@ -3443,6 +3601,23 @@ func (response DownloadProof200ApplicationVndKapselProofPlusJSONResponse) VisitD
 	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadProof200TextResponse struct {
+	Body    string
+	Headers DownloadProof200ResponseHeaders
+}
+
+func (response DownloadProof200TextResponse) VisitDownloadProofResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+
+	_, err := w.Write([]byte(fmt.Sprint(response.Body)))
 	return err
 }
 
@@ -3662,15 +3837,25 @@ type GetProofResponseObject interface {
 	VisitGetProofResponse(w http.ResponseWriter) error
 }
 
-type GetProof200JSONResponse InclusionProof
+type GetProof200ResponseHeaders struct {
+	ETag *string
+}
+
+type GetProof200JSONResponse struct {
+	Body    InclusionProof
+	Headers GetProof200ResponseHeaders
+}
 
 func (response GetProof200JSONResponse) VisitGetProofResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3691,6 +3876,14 @@ func (response GetProof202JSONResponse) VisitGetProofResponse(w http.ResponseWri
 	w.WriteHeader(202)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetProof304Response struct {
+}
+
+func (response GetProof304Response) VisitGetProofResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetProof400ApplicationProblemPlusJSONResponse struct {
@@ -3773,17 +3966,17 @@ func (response GetProofdefaultApplicationProblemPlusJSONResponse) VisitGetProofR
 	return err
 }
 
-type GetTreeHeadRequestObject struct {
-	Params GetTreeHeadParams
+type GetProofsRequestObject struct {
+	Body *GetProofsJSONRequestBody
 }
 
-type GetTreeHeadResponseObject interface {
-	VisitGetTreeHeadResponse(w http.ResponseWriter) error
+type GetProofsResponseObject interface {
+	VisitGetProofsResponse(w http.ResponseWriter) error
 }
 
-type GetTreeHead200JSONResponse SignedTreeHead
+type GetProofs200JSONResponse Proofs
 
-func (response GetTreeHead200JSONResponse) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
+func (response GetProofs200JSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response); err != nil {
@@ -3793,6 +3986,154 @@ func (response GetTreeHead200JSONResponse) VisitGetTreeHeadResponse(w http.Respo
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetProofs400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response GetProofs400ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs401ApplicationProblemPlusJSONResponse Problem
+
+func (response GetProofs401ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs404ApplicationProblemPlusJSONResponse Problem
+
+func (response GetProofs404ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs413ApplicationProblemPlusJSONResponse Problem
+
+func (response GetProofs413ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs422ApplicationProblemPlusJSONResponse Problem
+
+func (response GetProofs422ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetProofs503ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetProofsdefaultApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTreeHeadRequestObject struct {
+	Params GetTreeHeadParams
+}
+
+type GetTreeHeadResponseObject interface {
+	VisitGetTreeHeadResponse(w http.ResponseWriter) error
+}
+
+type GetTreeHead200ResponseHeaders struct {
+	ETag *string
+}
+
+type GetTreeHead200JSONResponse struct {
+	Body    SignedTreeHead
+	Headers GetTreeHead200ResponseHeaders
+}
+
+func (response GetTreeHead200JSONResponse) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTreeHead304Response struct {
+}
+
+func (response GetTreeHead304Response) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetTreeHead400ApplicationProblemPlusJSONResponse struct {
@@ -7901,77 +8242,6 @@ func (response GetReady503ApplicationProblemPlusJSONResponse) VisitGetReadyRespo
 	return err
 }
 
-type GetCheckpointRequestObject struct {
-	Log string `json:"log"`
-}
-
-type GetCheckpointResponseObject interface {
-	VisitGetCheckpointResponse(w http.ResponseWriter) error
-}
-
-type GetCheckpoint200TextResponse string
-
-func (response GetCheckpoint200TextResponse) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-
-	w.Header().Set("Content-Type", "text/plain")
-	w.WriteHeader(200)
-
-	_, err := w.Write([]byte(fmt.Sprint(response)))
-	return err
-}
-
-type GetCheckpoint404ApplicationProblemPlusJSONResponse struct {
-	ProblemApplicationProblemPlusJSONResponse
-}
-
-func (response GetCheckpoint404ApplicationProblemPlusJSONResponse) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-
-	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-	_, err := buf.WriteTo(w)
-	return err
-}
-
-type GetCheckpoint503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response GetCheckpoint503ApplicationProblemPlusJSONResponse) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-
-	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	if response.Headers.RetryAfter != nil {
-		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
-	}
-	w.WriteHeader(503)
-	_, err := buf.WriteTo(w)
-	return err
-}
-
-type GetCheckpointdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	StatusCode int
-}
-
-func (response GetCheckpointdefaultApplicationProblemPlusJSONResponse) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-
-	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(response.StatusCode)
-	_, err := buf.WriteTo(w)
-	return err
-}
-
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// GetAttempt Read an attempt with its request, its response and its leaf
@@ -7989,6 +8259,9 @@ type StrictServerInterface interface {
 	// GetProof Read the inclusion proof of an attempt
 	// (GET /api/v1/attestation/proof/{attempt_id})
 	GetProof(ctx context.Context, request GetProofRequestObject) (GetProofResponseObject, error)
+	// GetProofs Read the inclusion proofs of up to 1,000 attempts
+	// (POST /api/v1/attestation/proofs)
+	GetProofs(ctx context.Context, request GetProofsRequestObject) (GetProofsResponseObject, error)
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(ctx context.Context, request GetTreeHeadRequestObject) (GetTreeHeadResponseObject, error)
@@ -8109,9 +8382,6 @@ type StrictServerInterface interface {
 	// GetReady Postgres answers and has the schema that this version needs
 	// (GET /health/ready)
 	GetReady(ctx context.Context, request GetReadyRequestObject) (GetReadyResponseObject, error)
-	// GetCheckpoint Read the newest signed tree head as a checkpoint
-	// (GET /log/{log}/checkpoint)
-	GetCheckpoint(ctx context.Context, request GetCheckpointRequestObject) (GetCheckpointResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx *gin.Context, request any) (any, error)
@@ -8296,6 +8566,48 @@ func (sh *strictHandler) GetProof(ctx *gin.Context, attemptID AttemptID, params 
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetProofResponseObject); ok {
 		if err := validResponse.VisitGetProofResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetProofs operation middleware
+func (sh *strictHandler) GetProofs(ctx *gin.Context) {
+	var request GetProofsRequestObject
+
+	var body GetProofsJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetProofs(ctx, request.(GetProofsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetProofs")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetProofsResponseObject); ok {
+		if err := validResponse.VisitGetProofsResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
@@ -9494,32 +9806,6 @@ func (sh *strictHandler) GetReady(ctx *gin.Context) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetReadyResponseObject); ok {
 		if err := validResponse.VisitGetReadyResponse(ctx.Writer); err != nil {
-			sh.options.ResponseErrorHandlerFunc(ctx, err)
-		}
-	} else if response != nil {
-		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
-	}
-}
-
-// GetCheckpoint operation middleware
-func (sh *strictHandler) GetCheckpoint(ctx *gin.Context, log string) {
-	var request GetCheckpointRequestObject
-
-	request.Log = log
-
-	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetCheckpoint(ctx, request.(GetCheckpointRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetCheckpoint")
-	}
-
-	response, err := handler(ctx, request)
-
-	if err != nil {
-		sh.options.HandlerErrorFunc(ctx, err)
-	} else if validResponse, ok := response.(GetCheckpointResponseObject); ok {
-		if err := validResponse.VisitGetCheckpointResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -57,7 +57,8 @@ On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
 			server, err := api.New(api.Config{
 				Engine: engine, API: management, Log: log, Notify: notifier.Notify,
 				Allow: config.AllowNetworks, PublicURL: config.PublicURL, Metrics: registry,
-				Current: func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
+				HeadsOnly: config.LogPublic == "heads",
+				Current:   func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
 			})
 			if err != nil { // with two pools, only this can be wrong
 				return fmt.Errorf("PUBLIC_URL: %w", err)
