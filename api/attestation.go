@@ -31,6 +31,8 @@ type proven struct {
 	head publishedHead
 	key  []byte // signed the head
 	path [][]byte
+	// history is how the log's key changed, each change with the proof that connects it with head.
+	history []verify.PackageTransition
 }
 
 // notSealedError says that no published head covers an attempt yet, and when to come back.
@@ -106,6 +108,7 @@ func (p *proven) proofPackage() ([]byte, error) {
 		Proof:      verify.InclusionProof{LeafIndex: uint64(p.leaf.LeafIndex), TreeSize: uint64(p.head.TreeSize), Hashes: p.path},
 		Head:       p.head.signed(),
 		Checkpoint: p.head.Checkpoint,
+		History:    p.history,
 	}.Package()
 }
 
@@ -168,6 +171,10 @@ func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*p
 			return fmt.Errorf("read the head's key: %w", err)
 		}
 		p.path, err = attestation.ProveInclusion(ctx, tileReader(tx, leaf.LogID), uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
+		if err != nil {
+			return err
+		}
+		p.history, err = keyHistory(ctx, tx, leaf.LogID, uint64(p.head.TreeSize))
 		return err
 	})
 	return p, err
