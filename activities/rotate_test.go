@@ -160,6 +160,21 @@ func TestRotate(t *testing.T) {
 	require.Equal(t, []string{"rotation", "rotation", "compromise"}, reasons)
 }
 
+// What was written of a change never changes, also for the owner of the tables; those who serve and seal may only read it.
+func TestKeyTransitionsAreARecord(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.rotate(t, false)
+	for _, statement := range []string{"update key_transitions set note = 'x'", "delete from key_transitions", "truncate key_transitions"} {
+		_, err := b.owner.Exec(t.Context(), statement)
+		require.ErrorContains(t, err, "its rows are a record and never change", statement)
+		_, err = b.engine.Exec(t.Context(), statement)
+		require.ErrorContains(t, err, "permission denied", statement)
+		_, err = postgrestest.Pool(t, b.url, postgres.API).Exec(t.Context(), statement)
+		require.ErrorContains(t, err, "permission denied", statement)
+	}
+}
+
 // sequenceOnly sequences what is queued and signs no head: the seal is stopped where it would.
 func (b *testBundle) sequenceOnly(t testing.TB) {
 	t.Helper()

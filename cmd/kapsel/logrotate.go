@@ -14,6 +14,7 @@ import (
 
 	"github.com/kapsel-io/kapsel/activities"
 	"github.com/kapsel-io/kapsel/admin"
+	"github.com/kapsel-io/kapsel/attestation"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/migrations"
 	"github.com/kapsel-io/kapsel/postgres"
@@ -93,9 +94,16 @@ func firstHead(ctx context.Context, config Config, log uuid.UUID) error {
 		return err
 	}
 	defer engine.Close()
-	return activities.NewSealing(activities.SealingConfig{
+	sealing := activities.NewSealing(activities.SealingConfig{
 		DB: engine, KeyDir: config.LogKeyDir, HighWaterDir: config.LogHighWaterDir, Log: zap.NewNop(),
-	}).SealNow(ctx, log)
+	})
+	for range 5 {
+		// A worker that was quicker has published a later head than the one that this was about to sign.
+		if err = sealing.SealNow(ctx, log); !errors.Is(err, attestation.ErrHighWaterConflict) {
+			break
+		}
+	}
+	return err
 }
 
 func printRotation(cmd *cobra.Command, done admin.Rotation, asJSON bool) error {
