@@ -27,6 +27,8 @@ type proven struct {
 	head publishedHead
 	key  []byte // signed the head
 	path [][]byte
+	// history is how the log's key changed, each change with the proof that connects it with head.
+	history []verify.PackageTransition
 }
 
 // notSealedError says that no published head covers an attempt yet, and when to come back.
@@ -127,6 +129,7 @@ func (p *proven) evidence() (attestation.Evidence, error) {
 		Proof:      verify.InclusionProof{LeafIndex: uint64(p.leaf.LeafIndex), TreeSize: uint64(p.head.TreeSize), Hashes: p.path},
 		Head:       p.head.signed(),
 		Checkpoint: p.head.Checkpoint,
+		History:    p.history,
 	}, nil
 }
 
@@ -158,6 +161,10 @@ func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*p
 			return fmt.Errorf("read the head's key: %w", err)
 		}
 		p.path, err = attestation.ProveInclusion(ctx, s.tiles.reader(tx, leaf.LogID), uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
+		if err != nil {
+			return err
+		}
+		p.history, err = keyHistory(ctx, tx, leaf.LogID, uint64(p.head.TreeSize))
 		return err
 	})
 	return p, err

@@ -930,6 +930,12 @@ type Key struct {
 	// Purpose `log` signs heads, `v1a` signs deliveries.
 	Purpose string `json:"purpose"`
 
+	// Transition For a key of purpose `log` that isn't the first, once a signed tree head covers it: the note by which it came, seven
+	// lines of text and signatures (https://c2sp.org/signed-note), byte for byte as it is in the log. Line 3 is its leaf
+	// index and line 7 the reason. `rotation`: signed by the old and the new key. `compromise`: by the new key only; trust
+	// in the old key doesn't extend to it, so get the new one from the operator.
+	Transition *string `json:"transition,omitempty"`
+
 	// Vkey For purpose `log`: name and key as https://c2sp.org/signed-note has them.
 	Vkey *string `json:"vkey,omitempty"`
 }

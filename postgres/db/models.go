@@ -245,6 +245,16 @@ type EventPayload struct {
 	Secret   []byte
 }
 
+type KeyTransition struct {
+	LogID     uuid.UUID
+	TreeSize  int64
+	OldKeyID  []byte
+	NewKeyID  []byte
+	Reason    string
+	Note      []byte
+	ChangedAt time.Time
+}
+
 type LeafOfAttempt struct {
 	AttemptID uuid.UUID
 	TenantID  uuid.UUID
