@@ -42,7 +42,7 @@ func TestLogKeysGuide(t *testing.T) {
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", blocks(t, "docs/guides/log-keys.md", "sh"))
 	cmd.Dir = a.dir
 	cmd.Env = append(os.Environ(), "PATH="+a.dir+":"+os.Getenv("PATH"), "DATABASE_URL="+s.dbURL,
-		"LOG_KEY_DIR="+keyDir(s.stack.dir), "LOG_HIGH_WATER_DIR="+highWaterDir(s.stack.dir),
+		"LOG_KEY_DIR="+keyDir(s.dir), "LOG_HIGH_WATER_DIR="+highWaterDir(s.dir),
 		"API_URL="+s.apiURL, "API_KEY="+s.made.APIKey, "PUBLIC_KEY="+s.made.PublicKey, "ATTEMPT="+s.onlyAttempt(t))
 	output, err = cmd.CombinedOutput()
 	require.NoError(t, err, string(output))

@@ -152,7 +152,7 @@ func TestUnusableKeysAreRefusedWhereverAKeyIsRead(t *testing.T) {
 	t.Parallel()
 	l := testlog.New(1).Fill(3)
 	sth := l.Head(3)
-	checkpoint, err := verify.ParseCheckpoint([]byte(l.Checkpoint(sth)))
+	checkpoint, err := verify.ParseCheckpoint(l.Checkpoint(sth))
 	must(t, err)
 	for i, bad := range unusableKeys(t) {
 		p := l.Package(1, 3)
