@@ -52,7 +52,10 @@ func addLeaf(d *postgres.Delivery, attempt *postgres.Attempt, number, lostStarts
 	}
 	attempt.Leaf = bytes
 	attempt.LeafHash = verify.LeafHash(bytes)
-	attempt.Secrets = slices.Concat(d.Salt, attestation.AttemptSecret(d.Secret, d.ID, attempt.Number))
+	attempt.Secrets = []byte{}
+	if !d.Erased() { // from no secret anybody could derive one
+		attempt.Secrets = slices.Concat(d.Salt, attestation.AttemptSecret(d.Secret, d.ID, attempt.Number))
+	}
 	d.Leaves++
 	d.LastLeafHash = attempt.LeafHash
 	return nil
