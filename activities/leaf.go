@@ -26,7 +26,10 @@ func addLeaf(d *postgres.Delivery, attempt *postgres.Attempt, number, lostStarts
 	if attempt.Leaf, attempt.LeafHash, err = entry.Leaf(); err != nil {
 		return err
 	}
-	attempt.Secrets = slices.Concat(d.Salt, attestation.AttemptSecret(d.Secret, d.ID, attempt.Number))
+	attempt.Secrets = []byte{}
+	if !d.Erased() { // from no secret anybody could derive one
+		attempt.Secrets = slices.Concat(d.Salt, attestation.AttemptSecret(d.Secret, d.ID, attempt.Number))
+	}
 	d.Leaves++
 	d.LastLeafHash = attempt.LeafHash
 	return nil

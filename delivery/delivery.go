@@ -70,6 +70,10 @@ const (
 // ReasonDestinationDeleted is why a delivery is canceled whose destination was deleted: the outcome of its canceled leaf.
 const ReasonDestinationDeleted Reason = "destination_deleted"
 
+// ReasonErased is why a delivery is dead whose payload was erased before it was over: the outcome of its dead leaf, which has the
+// error class ErrorErased.
+const ReasonErased Reason = "payload_erased"
+
 // ErrorClass says why an attempt has no (whole) answer; empty if it has one. It is a class and never free text: it goes
 // into the log, where a message could give away an internal address.
 type ErrorClass string
@@ -89,4 +93,5 @@ const (
 	ErrorNetwork           ErrorClass = "network"            // any other failure of the network
 	ErrorRequest           ErrorClass = "request"            // no request can be made of what is configured
 	ErrorProxy             ErrorClass = "proxy"              // the destination's proxy can't be reached, or doesn't connect
+	ErrorErased            ErrorClass = "payload_erased"     // there is nothing left to send; of a decision, never of an attempt
 )
