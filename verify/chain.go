@@ -34,6 +34,17 @@ func (l *Leaf) terminal() bool {
 	return l.Kind != KindAttempt || l.Outcome == OutcomeDelivered
 }
 
+// PackageError says which of several packages was rejected. It wraps the package's own error.
+type PackageError struct {
+	Index int // in the list that was handed over, from 0
+	Err   error
+}
+
+func (e *PackageError) Error() string { return fmt.Sprintf("package %d: %v", e.Index+1, e.Err) }
+
+// Unwrap returns the package's own error.
+func (e *PackageError) Unwrap() error { return e.Err }
+
 // Delivery verifies the proof packages of one delivery, each as Package does, and follows the chain that their leaves
 // make: seq counts from 1, and previous_leaf_hash names the leaf before. The order of packages doesn't matter, and a
 // leaf may come more than once (under several heads).
@@ -52,10 +63,10 @@ func Delivery(packages [][]byte, opts Options) (*Chain, error) {
 	for i, pkg := range packages {
 		r, err := Package(pkg, opts)
 		if err != nil {
-			return nil, fmt.Errorf("package %d: %w", i+1, err)
+			return nil, &PackageError{Index: i, Err: err}
 		}
 		if r.Leaf.Kind == KindAccepted {
-			return nil, fmt.Errorf("%w: package %d is about the acceptance of an event, not about a delivery", ErrChain, i+1)
+			return nil, &PackageError{Index: i, Err: fmt.Errorf("%w: it is about the acceptance of an event, not about a delivery", ErrChain)}
 		}
 		results = append(results, r)
 	}
