@@ -46,8 +46,8 @@ func ParseEvidence(b []byte) (*Evidence, error) {
 	if e.Format != EvidenceFormat {
 		return nil, fmt.Errorf("%w: format %.80q, want %q", ErrEvidenceFormat, e.Format, EvidenceFormat)
 	}
-	if len(e.Transitions) > maxKeyHistory {
-		return nil, fmt.Errorf("%w: %d key transitions, more than %d", ErrEvidenceFormat, len(e.Transitions), maxKeyHistory)
+	if len(e.Transitions) > MaxKeyHistory {
+		return nil, fmt.Errorf("%w: %d key transitions, more than %d", ErrEvidenceFormat, len(e.Transitions), MaxKeyHistory)
 	}
 	return &e, nil
 }
