@@ -21,6 +21,8 @@ const (
 	// tellEvery is how often a process looks for what tenants are to be told, and tellAgain how soon after that failed.
 	tellEvery = 250 * time.Millisecond
 	tellAgain = 5 * time.Second
+	// composeFor is how long a step may go on making events before it stores those that it has: what that costs is up to tenants.
+	composeFor = 2 * time.Second
 )
 
 // teller takes in operational webhooks, which come from Kapsel itself and not by HTTP. Each step is a transaction of its own,
@@ -51,7 +53,7 @@ func (s *Server) tellTenants(ctx context.Context) {
 func (t *teller) tell(ctx context.Context) error {
 	for ctx.Err() == nil {
 		first := t.after == uuid.Nil
-		told, err := postgres.TellOccurrences(ctx, t.config.Engine, t.after, func(o *postgres.Occurrence) (*postgres.Acceptance, error) {
+		told, err := postgres.TellOccurrences(ctx, t.config.Engine, t.after, composeFor, func(o *postgres.Occurrence) (*postgres.Acceptance, error) {
 			return t.operationalEvent(ctx, o)
 		})
 		if err != nil {

@@ -410,7 +410,7 @@ func TestACrashWhileTelling(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = super.Close(context.Background()) }()
 	composed := 0
-	_, err = postgres.TellOccurrences(t.Context(), b.engine, uuid.Nil, func(o *postgres.Occurrence) (*postgres.Acceptance, error) {
+	_, err = postgres.TellOccurrences(t.Context(), b.engine, uuid.Nil, composeFor, func(o *postgres.Occurrence) (*postgres.Acceptance, error) {
 		composed++
 		_, err := super.Exec(t.Context(), `select pg_terminate_backend(pid) from pg_stat_activity
 			where datname = current_database() and application_name = 'kapsel_engine' and state = 'idle in transaction'`)
@@ -485,7 +485,7 @@ func TestAFloodHoldsUpNobody(t *testing.T) {
 	b.flood(t, tenants[2], 1)
 	var after uuid.UUID
 	for step := range 3 {
-		told, err := postgres.TellOccurrences(t.Context(), b.engine, after,
+		told, err := postgres.TellOccurrences(t.Context(), b.engine, after, time.Minute,
 			func(o *postgres.Occurrence) (*postgres.Acceptance, error) { return b.operationalEvent(t.Context(), o) })
 		require.NoError(t, err)
 		require.LessOrEqual(t, told.Taken, 100)
@@ -494,6 +494,29 @@ func TestAFloodHoldsUpNobody(t *testing.T) {
 	}
 	require.Len(t, b.events(t, tenants[2].operational), 1)
 	require.Equal(t, 19_800, b.waiting(t))
+}
+
+// Whoever makes its events costly, by many filters, gets fewer of them in a step; the rest comes later, after the others'.
+func TestCostlyEventsHoldUpNobody(t *testing.T) {
+	t.Parallel()
+	b := telling(t)
+	tenants := []tellTenant{b.addTenant(t, "First", true), b.addTenant(t, "Second", true), b.addTenant(t, "Removed", true)}
+	for _, tenant := range tenants {
+		b.flood(t, tenant, 3)
+	}
+	b.exec(t, "update endpoints set deleted_at = now() where id = $1", tenants[2].operational)
+	var after uuid.UUID
+	var counts [][2]int
+	for b.waiting(t) > 0 {
+		told, err := postgres.TellOccurrences(t.Context(), b.engine, after, time.Nanosecond,
+			func(o *postgres.Occurrence) (*postgres.Acceptance, error) { return b.operationalEvent(t.Context(), o) })
+		require.NoError(t, err)
+		require.LessOrEqual(t, told.Events, 1)
+		after = told.Next
+		counts = append(counts, [2]int{len(b.events(t, tenants[0].operational)), len(b.events(t, tenants[1].operational))})
+	}
+	// One of each in turn. The steps that change nothing are at the end of the round: first what is told nobody, then nothing.
+	require.Equal(t, [][2]int{{1, 0}, {1, 1}, {1, 1}, {2, 1}, {2, 2}, {2, 2}, {3, 2}, {3, 3}}, counts)
 }
 
 // What waits for an operational endpoint that was removed is told nobody, and doesn't wait for ever.

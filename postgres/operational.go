@@ -55,6 +55,7 @@ func queueDead(batch *pgx.Batch, changes []Change) {
 
 // Occurrence is something that a tenant is to be told, and the operational endpoint that tells it.
 type Occurrence struct {
+	id            int64
 	Type          string
 	At            time.Time
 	EndpointID    uuid.UUID // where it happened
@@ -70,7 +71,7 @@ type Occurrence struct {
 	Headers []byte
 
 	TenantID uuid.UUID
-	Teller   uuid.UUID // the tenant's operational endpoint
+	Teller   uuid.UUID // the tenant's operational endpoint; Nil: it has removed it
 }
 
 // occurrencesAtOnce is how many rows become events in one transaction, so that none is long, however many deliveries died
@@ -86,16 +87,16 @@ with recursive waiting as (
     union all
     select (select o.tenant_id from operational_outbox o where o.tenant_id > w.tenant_id order by o.tenant_id limit 1)
     from waiting w where w.tenant_id is not null
-), picked as (
-    select taken.id from waiting w
-    cross join lateral (
-        select o.id from operational_outbox o where o.tenant_id = w.tenant_id order by o.id limit $2 for update skip locked) as taken
-    limit $2
 )
-delete from operational_outbox o using picked p where o.id = p.id
-returning o.id, o.tenant_id, o.type, o.occurred_at, o.endpoint_id, o.destination_id,
+select o.id, o.tenant_id, o.type, o.occurred_at, o.endpoint_id, o.destination_id,
     coalesce(o.delivery_id, '00000000-0000-0000-0000-000000000000'), coalesce(o.event_id, '00000000-0000-0000-0000-000000000000'),
-    coalesce(o.attempts, 0), coalesce(o.reason, ''), o.failing_since, o.last_status, o.last_error`
+    coalesce(o.attempts, 0), coalesce(o.reason, ''), o.failing_since, o.last_status, o.last_error
+from waiting w
+cross join lateral (
+    select * from operational_outbox o where o.tenant_id = w.tenant_id order by o.id limit $2 for update skip locked) as o
+limit $2`
+
+	toldSQL = `delete from operational_outbox where id = any($1)`
 
 	tellersSQL = `
 select e.tenant_id, e.id
@@ -114,29 +115,31 @@ type Told struct {
 }
 
 // TellOccurrences makes events of some of what is to be told, of tenants after the given one, by the code that accepts
-// webhooks: all in one transaction. Rows that another worker is telling of are left to it.
-func TellOccurrences(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, compose func(*Occurrence) (*Acceptance, error)) (told Told, err error) {
+// webhooks: all in one transaction. Rows that another process is telling of are left to it. What composing costs is up to
+// tenants: after so long it goes no further than it is, and the rest stays for the next step.
+func TellOccurrences(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, composeFor time.Duration,
+	compose func(*Occurrence) (*Acceptance, error)) (told Told, err error) {
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		found, err := takeOccurrences(ctx, tx, after)
-		if err != nil {
+		if err != nil || len(found) == 0 {
 			return err
 		}
-		told.Taken = len(found)
-		if told.Taken == occurrencesAtOnce {
-			told.Next = found[len(found)-1].TenantID
-		}
-		if found, err = addTellers(ctx, tx, found); err != nil || len(found) == 0 {
+		if err := addTellers(ctx, tx, found); err != nil {
 			return err
 		}
 		if err := addHeaders(ctx, tx, found); err != nil {
 			return err
 		}
-		told.Events = len(found)
-		rows := make([]*Acceptance, len(found))
-		for i, o := range found {
-			if rows[i], err = compose(o); err != nil {
-				return err
-			}
+		rows, taken, err := composeWithin(composeFor, found, compose)
+		if err != nil {
+			return err
+		}
+		told = Told{Taken: len(taken), Events: len(rows)}
+		if told.Taken < len(found) || told.Taken == occurrencesAtOnce {
+			told.Next = found[told.Taken-1].TenantID
+		}
+		if _, err := tx.Exec(ctx, toldSQL, taken); err != nil || len(rows) == 0 {
+			return err
 		}
 		_, err = acceptInTx(ctx, tx, rows)
 		return err
@@ -147,47 +150,54 @@ func TellOccurrences(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, c
 	return told, nil
 }
 
+// composeWithin makes events of the first of found, at least of one, and returns which rows that were: also those that nobody
+// tells, because their tenant has removed its operational endpoint.
+func composeWithin(within time.Duration, found []*Occurrence, compose func(*Occurrence) (*Acceptance, error)) (rows []*Acceptance, taken []int64, err error) {
+	began := time.Now()
+	for _, o := range found {
+		if len(rows) > 0 && time.Since(began) >= within {
+			break
+		}
+		taken = append(taken, o.id)
+		if o.Teller == uuid.Nil {
+			continue
+		}
+		row, err := compose(o)
+		if err != nil {
+			return nil, nil, err
+		}
+		rows = append(rows, row)
+	}
+	return rows, taken, nil
+}
+
 // takeOccurrences returns them in the order of tenants, each tenant's oldest first.
 func takeOccurrences(ctx context.Context, tx pgx.Tx, after uuid.UUID) ([]*Occurrence, error) {
 	rows, err := tx.Query(ctx, takeOccurrencesSQL, after, occurrencesAtOnce)
 	if err != nil {
 		return nil, err
 	}
-	type numbered struct {
-		id int64
-		*Occurrence
-	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (numbered, error) {
-		n := numbered{Occurrence: &Occurrence{}}
-		err := row.Scan(&n.id, &n.TenantID, &n.Type, &n.At, &n.EndpointID, &n.DestinationID, &n.DeliveryID, &n.EventID,
-			&n.Attempts, &n.Reason, &n.FailingSince, &n.LastStatus, &n.LastError)
-		return n, err
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Occurrence, error) {
+		o := &Occurrence{}
+		err := row.Scan(&o.id, &o.TenantID, &o.Type, &o.At, &o.EndpointID, &o.DestinationID, &o.DeliveryID, &o.EventID,
+			&o.Attempts, &o.Reason, &o.FailingSince, &o.LastStatus, &o.LastError)
+		return o, err
 	})
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(found, func(a, b numbered) int {
+	slices.SortFunc(found, func(a, b *Occurrence) int {
 		return cmp.Or(bytes.Compare(a.TenantID[:], b.TenantID[:]), cmp.Compare(a.id, b.id))
 	})
-	occurrences := make([]*Occurrence, len(found))
-	for i, n := range found {
-		occurrences[i] = n.Occurrence
-	}
-	return occurrences, nil
+	return found, err
 }
 
-// addTellers adds who tells, and leaves out what nobody tells: the tenant has removed its operational endpoint.
-func addTellers(ctx context.Context, tx pgx.Tx, found []*Occurrence) ([]*Occurrence, error) {
+// addTellers adds who tells.
+func addTellers(ctx context.Context, tx pgx.Tx, found []*Occurrence) error {
 	byTenant := map[uuid.UUID][]*Occurrence{}
 	for _, o := range found {
 		byTenant[o.TenantID] = append(byTenant[o.TenantID], o)
 	}
-	if len(byTenant) == 0 {
-		return nil, nil
-	}
 	rows, err := tx.Query(ctx, tellersSQL, slices.Collect(maps.Keys(byTenant)))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var tenant, teller uuid.UUID
 	_, err = pgx.ForEachRow(rows, []any{&tenant, &teller}, func() error {
@@ -196,7 +206,7 @@ func addTellers(ctx context.Context, tx pgx.Tx, found []*Occurrence) ([]*Occurre
 		}
 		return nil
 	})
-	return slices.DeleteFunc(found, func(o *Occurrence) bool { return o.Teller == uuid.Nil }), err
+	return err
 }
 
 // addHeaders adds the headers of the events of dead deliveries.
