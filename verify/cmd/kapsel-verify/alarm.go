@@ -37,7 +37,8 @@ type watchLine struct {
 // say prints what a look at the log found, and returns the exit status that goes with it.
 func (w watch) say(r monitor.Report, err error, stdout, stderr io.Writer) int {
 	line := watchLine{Time: verify.FormatTime(time.Now()), Log: w.config.URL, Verdict: r.Verdict, First: r.First, Evidence: r.Evidence}
-	code, text := exitVerified, ""
+	code := exitVerified
+	var text string
 	switch {
 	case err != nil:
 		line.Error = printable(err.Error())
