@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -87,8 +88,9 @@ func Delivery(packages [][]byte, opts Options) (*Chain, error) {
 // checkHeads compares the packages' heads as far as sizes and times tell, without proofs between them.
 func checkHeads(results []*Result) error {
 	sorted := slices.Clone(results)
+	// By time too, because an idle log signs a size again: the last head of a size meets the first of the next.
 	slices.SortFunc(sorted, func(a, b *Result) int {
-		return compareUints(a.Head.TreeSize, b.Head.TreeSize)
+		return cmp.Or(cmp.Compare(a.Head.TreeSize, b.Head.TreeSize), cmp.Compare(a.Head.Timestamp, b.Head.Timestamp))
 	})
 	for i := 1; i < len(sorted); i++ {
 		a, b := sorted[i-1], sorted[i]
@@ -105,19 +107,9 @@ func checkHeads(results []*Result) error {
 	return nil
 }
 
-func compareUints(a, b uint64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
-}
-
 // order sorts by seq, keeps each leaf once, and wants all to be about one delivery.
 func order(results []*Result) ([]*Result, error) {
-	slices.SortStableFunc(results, func(a, b *Result) int { return compareUints(uint64(a.Leaf.Seq), uint64(b.Leaf.Seq)) })
+	slices.SortStableFunc(results, func(a, b *Result) int { return cmp.Compare(a.Leaf.Seq, b.Leaf.Seq) })
 	links := results[:1]
 	for _, r := range results[1:] {
 		last := links[len(links)-1]

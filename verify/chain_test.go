@@ -189,6 +189,21 @@ func TestHeadsOfAChainAreCompared(t *testing.T) {
 	_, err := verify.Delivery([][]byte{good[0], marshal(t, late)}, verify.Options{VKey: l.VKey()})
 	wantError(t, err, verify.ErrChain)
 
+	// An idle log signs a size again. Its last head of that size counts, whatever the order of the packages.
+	again := l.Package(at[0], at[1])
+	for _, ms := range []int64{5_000, 1} {
+		first := l.Package(at[0], at[1])
+		sth = headAt(l, at[1], 10_001-ms)
+		first.STH, first.Checkpoint = verify.NewPackageHead(sth), string(l.Checkpoint(sth))
+		sth = headAt(l, at[1], ms)
+		again.STH, again.Checkpoint = verify.NewPackageHead(sth), string(l.Checkpoint(sth))
+		next := l.Package(at[1], at[1]+1)
+		sth = headAt(l, at[1]+1, 5_000)
+		next.STH, next.Checkpoint = verify.NewPackageHead(sth), string(l.Checkpoint(sth))
+		_, err = verify.Delivery([][]byte{marshal(t, first), marshal(t, again), marshal(t, next)}, verify.Options{VKey: l.VKey()})
+		wantError(t, err, verify.ErrChain)
+	}
+
 	split := testlog.New(1)
 	split.Append(func(leaf *verify.Leaf) { leaf.DurationMS = 1 })
 	split.Leaves = append(split.Leaves, l.Leaves[1:]...)
