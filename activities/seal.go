@@ -211,7 +211,7 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	if err := s.highWater.Continues(ctx, batch.RootOf); err != nil {
 		return postgres.Growth{}, err
 	}
-	tree, err := openTree(ctx, batch)
+	tree, err := attestation.OpenStoredTree(ctx, batch.TreeSize, batch.RootHash, batch.Tiles)
 	if err != nil {
 		return postgres.Growth{}, err
 	}
@@ -237,28 +237,6 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 		growth.Tiles = append(growth.Tiles, postgres.Tile{TileID: postgres.TileID(t.ID()), Hashes: t.Hashes})
 	}
 	return growth, nil
-}
-
-// openTree restores the tree from its edge tiles, which must lead to the root that is stored with its size.
-func openTree(ctx context.Context, batch postgres.Batch) (*attestation.Tree, error) {
-	edge := attestation.EdgeTiles(batch.TreeSize)
-	ids := make([]postgres.TileID, len(edge))
-	for i, t := range edge {
-		ids[i] = postgres.TileID(t)
-	}
-	stored, err := batch.Tiles(ctx, ids)
-	if err != nil {
-		return nil, err
-	}
-	tiles := make(map[attestation.TileID][]byte, len(stored))
-	for t, h := range stored {
-		tiles[attestation.TileID(t)] = h
-	}
-	tree, err := attestation.OpenTree(batch.TreeSize, batch.RootHash, tiles)
-	if err != nil {
-		return nil, fmt.Errorf("open tree of size %d: %w", batch.TreeSize, err)
-	}
-	return tree, nil
 }
 
 // reject says why a leaf must not get an index; empty if it may. Its bytes must hash to what was recorded, and be a

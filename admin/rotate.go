@@ -189,7 +189,11 @@ func (r *rotation) change(ctx context.Context, state postgres.KeyState) (postgre
 	if err != nil {
 		return none, err
 	}
-	grown, err := grow(ctx, state, verify.LeafHash(note))
+	tree, err := attestation.OpenStoredTree(ctx, state.TreeSize, state.RootHash, state.Tiles)
+	if err != nil {
+		return none, err
+	}
+	grown, err := tree.Append([][]byte{verify.LeafHash(note)})
 	if err != nil {
 		return none, err
 	}
@@ -250,28 +254,6 @@ func formerKeys(rows []db.KeyTransitionsRow) []attestation.FormerKey {
 		keys[i] = attestation.FormerKey{Key: row.OldKey, Reason: row.Reason, Until: row.ChangedAt.UnixMilli()}
 	}
 	return keys
-}
-
-// grow appends one leaf to the tree, which its edge tiles must lead to.
-func grow(ctx context.Context, state postgres.KeyState, leafHash []byte) (*attestation.Growth, error) {
-	edge := attestation.EdgeTiles(state.TreeSize)
-	ids := make([]postgres.TileID, len(edge))
-	for i, t := range edge {
-		ids[i] = postgres.TileID(t)
-	}
-	stored, err := state.Tiles(ctx, ids)
-	if err != nil {
-		return nil, err
-	}
-	tiles := make(map[attestation.TileID][]byte, len(stored))
-	for t, h := range stored {
-		tiles[attestation.TileID(t)] = h
-	}
-	tree, err := attestation.OpenTree(state.TreeSize, state.RootHash, tiles)
-	if err != nil {
-		return nil, fmt.Errorf("open tree of size %d: %w", state.TreeSize, err)
-	}
-	return tree.Append([][]byte{leafHash})
 }
 
 // finish reads what was committed, and removes the marks. A planned change that was under way when the key was given up

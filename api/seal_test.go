@@ -104,19 +104,7 @@ func leafOf(t testing.TB, d *postgres.Delivery, number int, kind, outcome string
 func (b *testBundle) sequence(t testing.TB, log admin.Log) int64 {
 	t.Helper()
 	done, err := postgres.Sequence(t.Context(), b.engine, log.ID, 0, 10_000, func(ctx context.Context, batch postgres.Batch) (postgres.Growth, error) {
-		var edge []postgres.TileID
-		for _, tile := range attestation.EdgeTiles(batch.TreeSize) {
-			edge = append(edge, postgres.TileID(tile))
-		}
-		stored, err := batch.Tiles(ctx, edge)
-		if err != nil {
-			return postgres.Growth{}, err
-		}
-		tiles := map[attestation.TileID][]byte{}
-		for tile, hashes := range stored {
-			tiles[attestation.TileID(tile)] = hashes
-		}
-		tree, err := attestation.OpenTree(batch.TreeSize, batch.RootHash, tiles)
+		tree, err := attestation.OpenStoredTree(ctx, batch.TreeSize, batch.RootHash, batch.Tiles)
 		if err != nil {
 			return postgres.Growth{}, err
 		}

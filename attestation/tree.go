@@ -3,6 +3,7 @@ package attestation
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -70,6 +71,27 @@ func OpenTree(size uint64, root []byte, edgeTiles map[TileID][]byte) (*Tree, err
 		return nil, fmt.Errorf("open tree of size %d: computed %x, stored %x: %w", size, got, root, ErrRootMismatch)
 	}
 	return tree, nil
+}
+
+// OpenStoredTree reads a tree's edge tiles from where they are stored, and opens it. ID is the storage's own name for a TileID.
+func OpenStoredTree[ID ~struct {
+	Level uint8
+	Index uint64
+}](ctx context.Context, size uint64, root []byte, read func(context.Context, []ID) (map[ID][]byte, error)) (*Tree, error) {
+	edge := EdgeTiles(size)
+	ids := make([]ID, len(edge))
+	for i, id := range edge {
+		ids[i] = ID(id)
+	}
+	stored, err := read(ctx, ids)
+	if err != nil {
+		return nil, fmt.Errorf("read edge tiles of size %d: %w", size, err)
+	}
+	tiles := make(map[TileID][]byte, len(stored))
+	for id, hashes := range stored {
+		tiles[TileID(id)] = hashes
+	}
+	return OpenTree(size, root, tiles)
 }
 
 // Size is the number of leaves.

@@ -1,5 +1,5 @@
 -- Operational webhooks: what Kapsel tells a tenant of its deliveries goes through an endpoint of the tenant's own. What is to
--- be told is written here in the transaction that makes it true, and turned into an event by a worker.
+-- be told is written here in the transaction that makes it true, and turned into an event by an api process.
 -- Locks: ACCESS EXCLUSIVE on endpoints and circuits for a moment (new columns without a rewrite); SHARE on endpoints while its
 -- index is built over no rows, and SHARE ROW EXCLUSIVE on circuits and destinations for the triggers: some milliseconds each.
 
