@@ -38,6 +38,9 @@ func (s *Server) UpdateEndpoint(ctx context.Context, request openapi.UpdateEndpo
 		if err != nil {
 			return err
 		}
+		if err := change.keepOrder(ctx, q); err != nil {
+			return err
+		}
 		if err := change.exchangeSecrets(ctx, q, old, tenant); err != nil {
 			return err
 		}
@@ -77,6 +80,9 @@ func parseChange(body *openapi.EndpointChange) (*endpointChange, error) {
 		if change.row.Duplicates, err = parseDuplicates(*body.Duplicates); err != nil {
 			return nil, err
 		}
+	}
+	if change.row.Ordering, err = parseOrdering(body.Ordering); err != nil {
+		return nil, err
 	}
 	if body.Verification == nil {
 		if body.Secrets != nil {

@@ -678,6 +678,11 @@ type EndpointChange struct {
 	Lane *Lane   `json:"lane,omitempty"`
 	Name *string `json:"name,omitempty"`
 
+	// Ordering Only `on_dead` of an ordering can change, for deliveries that die from now on: those that block their key already go
+	// on blocking it until they are released. What is ordered by stays, because what waits keeps its place in the old
+	// order and what came later would not wait behind it: take a new endpoint for another order, or for none.
+	Ordering *Ordering `json:"ordering,omitempty"`
+
 	// Secrets Together with `verification` only: they take the place of all others, which expire at once. Needed if the new
 	// scheme's secrets are of another form. Otherwise the secrets stay; with scheme `none` they expire.
 	Secrets *[]string `json:"secrets,omitempty"`

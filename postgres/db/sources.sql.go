@@ -98,14 +98,26 @@ func (q *Queries) LockEndpointSource(ctx context.Context, id uuid.UUID) (json.Ra
 	return verification, err
 }
 
+const orderingOfEndpoint = `-- name: OrderingOfEndpoint :one
+select e.ordering from endpoints e where e.id = $1
+`
+
+func (q *Queries) OrderingOfEndpoint(ctx context.Context, id uuid.UUID) (json.RawMessage, error) {
+	row := q.db.QueryRow(ctx, orderingOfEndpoint, id)
+	var ordering json.RawMessage
+	err := row.Scan(&ordering)
+	return ordering, err
+}
+
 const updateEndpoint = `-- name: UpdateEndpoint :exec
 update endpoints set
     name = coalesce($1, name),
     verification = coalesce($2, verification),
     duplicates = coalesce($3, duplicates),
     lane = coalesce($4, lane),
+    ordering = coalesce($5, ordering),
     updated_at = now()
-where id = $5
+where id = $6
 `
 
 type UpdateEndpointParams struct {
@@ -113,6 +125,7 @@ type UpdateEndpointParams struct {
 	Verification json.RawMessage
 	Duplicates   json.RawMessage
 	Lane         *string
+	Ordering     json.RawMessage
 	ID           uuid.UUID
 }
 
@@ -123,6 +136,7 @@ func (q *Queries) UpdateEndpoint(ctx context.Context, arg UpdateEndpointParams) 
 		arg.Verification,
 		arg.Duplicates,
 		arg.Lane,
+		arg.Ordering,
 		arg.ID,
 	)
 	return err
