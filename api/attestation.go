@@ -1,15 +1,11 @@
 package api
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/http"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -31,6 +27,8 @@ type proven struct {
 	head publishedHead
 	key  []byte // signed the head
 	path [][]byte
+	// history is how the log's key changed, each change with the proof that connects it with head.
+	history []verify.PackageTransition
 }
 
 // notSealedError says that no published head covers an attempt yet, and when to come back.
@@ -39,7 +37,7 @@ type notSealedError struct{ after time.Duration }
 func (notSealedError) Error() string { return "no signed tree head covers the attempt yet" }
 
 func (n notSealedError) answer(attempt string) openapi.PendingJSONResponse {
-	wait := int((n.after + time.Second - 1) / time.Second)
+	wait := inSeconds(n.after)
 	return openapi.PendingJSONResponse{
 		Body: openapi.Pending{
 			Status: openapi.PendingStatusPending, AttemptID: attempt, RetryAfterSeconds: wait,
@@ -59,7 +57,7 @@ func (s *Server) GetProof(ctx context.Context, request openapi.GetProofRequestOb
 	if err != nil {
 		return nil, fmt.Errorf("prove attempt: %w", err)
 	}
-	answer := openapi.GetProof200JSONResponse{
+	answer := openapi.InclusionProof{
 		AttemptID: request.AttemptID, LeafIndex: p.leaf.LeafIndex, LeafHash: hex.EncodeToString(p.leaf.LeafHash),
 		InclusionProof: hexAll(p.path), Sth: p.head.answer(db.PublicLogRow{ID: p.leaf.LogID, Origin: p.leaf.Origin}),
 	}
@@ -67,11 +65,19 @@ func (s *Server) GetProof(ctx context.Context, request openapi.GetProofRequestOb
 		leaf := base64.StdEncoding.EncodeToString(p.leaf.Leaf)
 		answer.Leaf = &leaf
 	}
-	return answer, nil
+	return conditionalJSON(answer, "private, no-cache", request.Params.IfNoneMatch)
 }
 
-// DownloadProof hands out the proof package. It was verified before it leaves: see attestation.Evidence.
+// DownloadProof hands out the proof package, or the text of C2SP. It was verified before it leaves: see attestation.Evidence.
 func (s *Server) DownloadProof(ctx context.Context, request openapi.DownloadProofRequestObject) (openapi.DownloadProofResponseObject, error) {
+	name := "json"
+	if request.Params.Format != nil {
+		name = *request.Params.Format
+	}
+	format, known := proofFormats[name]
+	if !known {
+		return nil, invalidParameter("format", "must be json or tlog-proof")
+	}
 	p, err := s.prove(ctx, request.AttemptID, request.Params.TreeSize)
 	var wait notSealedError
 	if errors.As(err, &wait) {
@@ -83,19 +89,36 @@ func (s *Server) DownloadProof(ctx context.Context, request openapi.DownloadProo
 	if p.leaf.Leaf == nil {
 		return nil, &problem{kind: kindGone, detail: "The leaf has been erased. Its hash and its proof remain: see /api/v1/attestation/proof."}
 	}
-	pkg, err := p.proofPackage()
+	evidence, err := p.evidence()
 	if err != nil {
 		return nil, err
 	}
-	return newDownload(request.AttemptID, pkg, value(request.Params.IfNoneMatch)), nil
+	file, err := format.write(evidence)
+	if err != nil {
+		return nil, err
+	}
+	answer := newConditional(file, format.mediaType, "private, no-cache", request.Params.IfNoneMatch) // later it may hold anchors
+	answer.filename = request.AttemptID + format.ending
+	return answer, nil
 }
 
-func (p *proven) proofPackage() ([]byte, error) {
+// proofFormat is a form in which evidence is handed out as a file.
+type proofFormat struct {
+	mediaType, ending string
+	write             func(attestation.Evidence) ([]byte, error)
+}
+
+var proofFormats = map[string]proofFormat{
+	"json":       {verify.MediaType, ".proof.json", attestation.Evidence.Package},
+	"tlog-proof": {"text/plain; charset=utf-8", ".tlog-proof", attestation.Evidence.TLogProof},
+}
+
+func (p *proven) evidence() (attestation.Evidence, error) {
 	var salts *verify.Salts
 	if secrets := p.leaf.Secrets; secrets != nil {
 		var err error
 		if salts, err = attestation.SaltsOf(secrets[:attestation.SecretSize], secrets[attestation.SecretSize:]); err != nil {
-			return nil, err
+			return attestation.Evidence{}, err
 		}
 	}
 	return attestation.Evidence{
@@ -106,38 +129,8 @@ func (p *proven) proofPackage() ([]byte, error) {
 		Proof:      verify.InclusionProof{LeafIndex: uint64(p.leaf.LeafIndex), TreeSize: uint64(p.head.TreeSize), Hashes: p.path},
 		Head:       p.head.signed(),
 		Checkpoint: p.head.Checkpoint,
-	}.Package()
-}
-
-// download is a file that may be asked for again: later it may hold more (anchors), so it is never fresh without asking.
-type download struct {
-	name      string
-	body      []byte
-	etag      string
-	unchanged bool
-}
-
-func newDownload(attempt string, body []byte, ifNoneMatch string) download {
-	sum := sha256.Sum256(body)
-	d := download{name: attempt + ".proof.json", body: body, etag: `"` + hex.EncodeToString(sum[:16]) + `"`}
-	for tag := range strings.SplitSeq(ifNoneMatch, ",") {
-		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
-		d.unchanged = d.unchanged || tag == d.etag || tag == "*"
-	}
-	return d
-}
-
-func (d download) VisitDownloadProofResponse(w http.ResponseWriter) error {
-	w.Header().Set("Cache-Control", "private, no-cache")
-	w.Header().Set("ETag", d.etag)
-	if d.unchanged {
-		w.WriteHeader(http.StatusNotModified)
-		return nil
-	}
-	w.Header().Set("Content-Type", verify.MediaType)
-	w.Header().Set("Content-Disposition", `attachment; filename="`+d.name+`"`)
-	_, err := bytes.NewReader(d.body).WriteTo(w)
-	return err
+		History:    p.history,
+	}, nil
 }
 
 // prove finds an attempt's leaf, the head to prove it against and the path between them. The error is notSealedError for an
@@ -167,7 +160,11 @@ func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*p
 		if p.key, err = q.LogKey(ctx, leaf.LogID, p.head.KeyID); err != nil {
 			return fmt.Errorf("read the head's key: %w", err)
 		}
-		p.path, err = attestation.ProveInclusion(ctx, tileReader(tx, leaf.LogID), uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
+		p.path, err = attestation.ProveInclusion(ctx, s.tiles.reader(tx, leaf.LogID), uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
+		if err != nil {
+			return err
+		}
+		p.history, err = keyHistory(ctx, tx, leaf.LogID, uint64(p.head.TreeSize))
 		return err
 	})
 	return p, err
@@ -182,9 +179,16 @@ func waiting(ctx context.Context, q *db.Queries, attempt uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	left := cadence - time.Duration(age*float64(time.Second))
-	return notSealedError{after: max(left, time.Second)} // where sealing is late, ask again often
+	return notSealedError{after: untilSealed(age)}
 }
+
+// untilSealed is how long an attempt still has to wait for a head, given for how many seconds it has.
+func untilSealed(age float64) time.Duration {
+	left := cadence - time.Duration(age*float64(time.Second))
+	return max(left, time.Second) // where sealing is late, ask again often
+}
+
+func inSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // headFor finds the earliest published head that covers the leaf, or the one of the size that was asked for.
 func headFor(ctx context.Context, q *db.Queries, attempt uuid.UUID, leaf db.LeafOfAttemptRow, treeSize *int64) (publishedHead, error) {
@@ -200,8 +204,12 @@ func headFor(ctx context.Context, q *db.Queries, attempt uuid.UUID, leaf db.Leaf
 	}
 	head, err := q.FirstSignedHeadOfSize(ctx, leaf.LogID, *treeSize)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return publishedHead{}, &problem{kind: kindNotFound, field: "tree_size",
-			detail: "tree_size must be the size of a published tree head. Leave it out for the earliest one that covers the attempt."}
+		return publishedHead{}, noSuchHead()
 	}
 	return publishedHead(head), err
+}
+
+func noSuchHead() error {
+	return &problem{kind: kindNotFound, field: "tree_size",
+		detail: "tree_size must be the size of a published tree head. Leave it out for the earliest one that covers the attempt."}
 }

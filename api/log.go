@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/http"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -47,44 +46,7 @@ func (s *Server) GetTreeHead(ctx context.Context, request openapi.GetTreeHeadReq
 	if err != nil {
 		return nil, err
 	}
-	return notCached{GetTreeHeadResponseObject: openapi.GetTreeHead200JSONResponse(head.answer(log))}, nil
-}
-
-// GetCheckpoint reads the newest head as the note that tile clients read, at the path that C2SP tlog-tiles gives it.
-func (s *Server) GetCheckpoint(ctx context.Context, request openapi.GetCheckpointRequestObject) (openapi.GetCheckpointResponseObject, error) {
-	log, err := s.findLog(ctx, &request.Log)
-	var p *problem
-	if errors.As(err, &p) && p.kind == kindParameter {
-		return nil, notFound("log") // a path that can't name a log names nothing
-	}
-	if err != nil {
-		return nil, err
-	}
-	head, err := s.newestHead(ctx, log.ID)
-	if err != nil {
-		return nil, err
-	}
-	return note(head.Checkpoint), nil
-}
-
-// note is a signed note as the C2SP documents want it served.
-type note []byte
-
-func (n note) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-cache")
-	_, err := w.Write(n)
-	return err
-}
-
-// notCached is an answer that grows old at once.
-type notCached struct {
-	openapi.GetTreeHeadResponseObject
-}
-
-func (n notCached) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
-	w.Header().Set("Cache-Control", "no-cache")
-	return n.GetTreeHeadResponseObject.VisitGetTreeHeadResponse(w)
+	return conditionalJSON(head.answer(log), "no-cache", request.Params.IfNoneMatch)
 }
 
 // GetConsistencyProof reads the proof between two sizes that the log has had.
@@ -108,13 +70,13 @@ func (s *Server) GetConsistencyProof(ctx context.Context, request openapi.GetCon
 		return nil, &problem{kind: kindNotFound, field: "new_size",
 			detail: fmt.Sprintf("new_size must be at most %d, the size of the newest signed tree head.", head.TreeSize)}
 	}
-	hashes, err := attestation.ProveConsistency(ctx, tileReader(s.config.API, log.ID), uint64(oldSize), uint64(newSize))
+	hashes, err := attestation.ProveConsistency(ctx, s.tiles.reader(s.config.API, log.ID), uint64(oldSize), uint64(newSize))
 	if err != nil {
 		return nil, err
 	}
-	return openapi.GetConsistencyProof200JSONResponse{
+	return conditionalJSON(openapi.ConsistencyProof{
 		LogID: id.Log.Format(log.ID), OldSize: oldSize, NewSize: newSize, ConsistencyProof: hexAll(hashes),
-	}, nil
+	}, "no-cache", request.Params.IfNoneMatch)
 }
 
 // ListKeys lists the keys of a log, also those that are retired: old heads remain signed by them. After them come the public
@@ -157,6 +119,10 @@ func (s *Server) logKeys(ctx context.Context, log db.PublicLogRow) ([]openapi.Ke
 	if err != nil {
 		return nil, fmt.Errorf("read keys of a log: %w", err)
 	}
+	introduced, err := transitionNotes(ctx, s.config.API, log.ID)
+	if err != nil {
+		return nil, err
+	}
 	keys := make([]openapi.Key, len(rows))
 	for i, row := range rows {
 		keys[i] = openapi.Key{
@@ -166,6 +132,7 @@ func (s *Server) logKeys(ctx context.Context, log db.PublicLogRow) ([]openapi.Ke
 		if row.Purpose == "log" {
 			vkey := verify.VKey(log.Origin, row.PublicKey)
 			keys[i].Vkey = &vkey
+			keys[i].Transition = introduced[string(row.KeyID)]
 		}
 	}
 	return keys, nil

@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/api/openapi"
@@ -42,6 +44,11 @@ type Config struct {
 	// MaxBodyBytes bounds the bodies of all webhooks that are being read or committed, together; beyond it they are
 	// answered 503. One endpoint's have a quarter of it, at least MaxBody. Default: 256 MiB.
 	MaxBodyBytes int64
+	// Metrics is where the server registers its metrics. Default: nowhere.
+	Metrics prometheus.Registerer
+	// HeadsOnly keeps the tiles of the logs to ourselves: heads and consistency proofs are everybody's, inclusion proofs the
+	// tenant's. Default: tiles are everybody's too.
+	HeadsOnly bool
 }
 
 // Server answers HTTP requests. It implements openapi.StrictServerInterface.
@@ -50,6 +57,9 @@ type Server struct {
 	endpoints *endpointCache
 	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
 	bodies    *budget
+	looking   chan struct{} // a place for each large body that is looked into, see look
+	metrics   *metrics
+	tiles     *tileCache
 	handler   http.Handler
 }
 
@@ -75,7 +85,10 @@ func New(config Config) (*Server, error) {
 	if err := config.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, bodies: newBudget(config.MaxBodyBytes)}
+	s := &Server{
+		config: config, bodies: newBudget(config.MaxBodyBytes),
+		looking: make(chan struct{}, runtime.GOMAXPROCS(0)), metrics: newMetrics(config.Metrics), tiles: newTileCache(config.Metrics),
+	}
 	s.endpoints = newEndpointCache(config.Engine)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
 		Commit: s.commit,
@@ -141,6 +154,8 @@ func (s *Server) routes() http.Handler {
 		HandlerErrorFunc:         s.fail,
 		ResponseErrorHandlerFunc: s.fail,
 	})
+	managed.GET(routeCheckpoint, s.getCheckpoint)
+	managed.GET(routeTile, s.getTile)
 	openapi.RegisterHandlersWithOptions(managed, strict, openapi.GinServerOptions{ErrorHandler: s.failParameter})
 	return engine
 }
@@ -177,9 +192,14 @@ func (s *Server) Handler() http.Handler { return s.handler }
 func (s *Server) Close() { s.group.Close() }
 
 // Serve answers requests on listener until ctx ends; then it takes no new ones, gives those in flight 30 s, and closes
-// the server. It returns nil if all of them were answered.
+// the server. It returns nil if all of them were answered. Meanwhile it also takes in operational webhooks.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	defer s.Close()
+	telling, stopTelling := context.WithCancel(ctx)
+	var teller sync.WaitGroup
+	teller.Go(func() { s.tellTenants(telling) })
+	defer teller.Wait()
+	defer stopTelling()
 	server := &http.Server{
 		Handler:           s.handler,
 		ReadHeaderTimeout: readHeaderTimeout,

@@ -21,18 +21,41 @@ type TileReader func(ctx context.Context, ids []TileID) (map[TileID][]byte, erro
 // ProveInclusion returns the audit path (RFC 6962, section 2.1.1) of the leaf at index in the tree of the given size:
 // hashes of 32 bytes, the leaf's sibling first. It needs 0 ≤ index < size; else the error is ErrOutOfRange.
 func ProveInclusion(ctx context.Context, read TileReader, index, size uint64) ([][]byte, error) {
-	if index >= size || size > verify.MaxTreeSize {
-		return nil, fmt.Errorf("prove inclusion of %d in %d: %w", index, size, ErrOutOfRange)
-	}
-	nodes, err := proof.Inclusion(index, size)
+	paths, err := ProveInclusions(ctx, read, []Place{{index, size}})
 	if err != nil {
-		return nil, fmt.Errorf("prove inclusion of %d in %d: %w", index, size, err)
+		return nil, err
 	}
-	path, err := readProof(ctx, read, nodes)
+	return paths[0], nil
+}
+
+// Place is a leaf's index in a tree of the given size.
+type Place struct{ Index, Size uint64 }
+
+// ProveInclusions is ProveInclusion for many leaves. It reads the tiles that all of them need in one call, each once.
+func ProveInclusions(ctx context.Context, read TileReader, places []Place) ([][][]byte, error) {
+	proofs := make([]proof.Nodes, len(places))
+	var all []compact.NodeID
+	for i, p := range places {
+		if p.Index >= p.Size || p.Size > verify.MaxTreeSize {
+			return nil, fmt.Errorf("prove inclusion of %d in %d: %w", p.Index, p.Size, ErrOutOfRange)
+		}
+		var err error
+		if proofs[i], err = proof.Inclusion(p.Index, p.Size); err != nil {
+			return nil, fmt.Errorf("prove inclusion of %d in %d: %w", p.Index, p.Size, err)
+		}
+		all = append(all, proofs[i].IDs...)
+	}
+	tiles, err := readTiles(ctx, read, all)
 	if err != nil {
-		return nil, fmt.Errorf("prove inclusion of %d in %d: %w", index, size, err)
+		return nil, fmt.Errorf("prove inclusion: %w", err)
 	}
-	return path, nil
+	paths := make([][][]byte, len(places))
+	for i, p := range places {
+		if paths[i], err = foldProof(proofs[i], tiles); err != nil {
+			return nil, fmt.Errorf("prove inclusion of %d in %d: %w", p.Index, p.Size, err)
+		}
+	}
+	return paths, nil
 }
 
 // ProveConsistency returns the hashes (RFC 6962, section 2.1.2) which show that the tree of size1 leaves is a prefix of
@@ -72,9 +95,18 @@ func RootAt(ctx context.Context, read TileReader, size uint64) ([]byte, error) {
 	return edge.GetRootHash(nil)
 }
 
-// readProof reads the nodes of a proof and folds those that stand for the incomplete subtree at the right edge into one.
+// readProof reads the nodes of a proof and folds them.
 func readProof(ctx context.Context, read TileReader, nodes proof.Nodes) ([][]byte, error) {
-	hashes, err := readNodes(ctx, read, nodes.IDs)
+	tiles, err := readTiles(ctx, read, nodes.IDs)
+	if err != nil {
+		return nil, err
+	}
+	return foldProof(nodes, tiles)
+}
+
+// foldProof computes the hashes of a proof, those that stand for the incomplete subtree at the right edge as one.
+func foldProof(nodes proof.Nodes, tiles map[TileID][]byte) ([][]byte, error) {
+	hashes, err := nodeHashes(nodes.IDs, tiles)
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +114,15 @@ func readProof(ctx context.Context, read TileReader, nodes proof.Nodes) ([][]byt
 }
 
 func readNodes(ctx context.Context, read TileReader, nodes []compact.NodeID) ([][]byte, error) {
+	tiles, err := readTiles(ctx, read, nodes)
+	if err != nil {
+		return nil, err
+	}
+	return nodeHashes(nodes, tiles)
+}
+
+// readTiles reads the tiles of the nodes, if there are any.
+func readTiles(ctx context.Context, read TileReader, nodes []compact.NodeID) (map[TileID][]byte, error) {
 	if len(nodes) == 0 {
 		return nil, nil
 	}
@@ -89,5 +130,5 @@ func readNodes(ctx context.Context, read TileReader, nodes []compact.NodeID) ([]
 	if err != nil {
 		return nil, fmt.Errorf("read tiles: %w", err)
 	}
-	return nodeHashes(nodes, tiles)
+	return tiles, nil
 }

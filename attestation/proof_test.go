@@ -207,6 +207,49 @@ func TestProofReadsTilesOnce(t *testing.T) {
 	require.Equal(t, 2, calls)
 }
 
+// Proofs of many leaves, in trees of several sizes, are those of each alone, and also read each tile once.
+func TestManyProofsAtOnce(t *testing.T) {
+	t.Parallel()
+	log := newMemLog()
+	log.grow(t, 70000)
+	var places []attestation.Place
+	for i := range uint64(300) {
+		places = append(places, attestation.Place{Index: i * i * 7 % 60000, Size: 60000 + i%3*5000})
+	}
+	calls := 0
+	paths, err := attestation.ProveInclusions(context.Background(), func(ctx context.Context, ids []attestation.TileID) (map[attestation.TileID][]byte, error) {
+		calls++
+		seen := map[attestation.TileID]bool{}
+		for _, id := range ids {
+			require.False(t, seen[id], "tile %v twice", id)
+			seen[id] = true
+		}
+		return log.read(ctx, ids)
+	}, places)
+	require.NoError(t, err)
+	require.Equal(t, 1, calls)
+	for i, p := range places {
+		alone, err := attestation.ProveInclusion(context.Background(), log.read, p.Index, p.Size)
+		require.NoError(t, err)
+		require.Equal(t, alone, paths[i])
+		require.NoError(t, verify.Inclusion(log.hashes[p.Index], p.Index, p.Size, paths[i], rootAt(t, log, p.Size)))
+	}
+
+	none, err := attestation.ProveInclusions(context.Background(), log.read, nil)
+	require.NoError(t, err)
+	require.Empty(t, none)
+	places[299].Index = places[299].Size
+	_, err = attestation.ProveInclusions(context.Background(), log.read, places)
+	require.ErrorIs(t, err, attestation.ErrOutOfRange)
+}
+
+func rootAt(t *testing.T, log *memLog, size uint64) []byte {
+	t.Helper()
+	root, err := attestation.RootAt(context.Background(), log.read, size)
+	require.NoError(t, err)
+	return root
+}
+
 func concat(hashes [][]byte) []byte {
 	var all []byte
 	for _, h := range hashes {

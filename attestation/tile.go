@@ -15,6 +15,8 @@ const (
 	// Tiles have the geometry of https://c2sp.org/tlog-tiles: eight levels of the tree, so up to 256 hashes.
 	tileHeight = 8
 	tileWidth  = 1 << tileHeight
+	// FullTile is the length of a full tile in bytes.
+	FullTile = tileWidth * hashSize
 )
 
 // ErrTile is returned when a tile that the tree's size promises is missing or has the wrong length.

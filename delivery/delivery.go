@@ -48,7 +48,7 @@ const (
 	OutcomeFailed Outcome = "failed"
 )
 
-// Reason is why a delivery is dead or canceled: the outcome of its last leaf.
+// Reason is why a delivery ended without being delivered: the outcome of its dead, canceled or skipped leaf.
 type Reason string
 
 // The reasons.
@@ -63,6 +63,8 @@ const (
 	ReasonUnsendable Reason = "unsendable"
 	// ReasonRequested: somebody canceled it. It is the outcome of a canceled leaf.
 	ReasonRequested Reason = "requested"
+	// ReasonFilter: the destination's filter left the event out. The reason of a skipped delivery.
+	ReasonFilter Reason = "filter"
 )
 
 // ReasonDestinationDeleted is why a delivery is canceled whose destination was deleted: the outcome of its canceled leaf.

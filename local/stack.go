@@ -57,6 +57,7 @@ type stack struct {
 	stops    []stopper
 	failed   chan error // what ended without being asked to
 	log      *zap.Logger
+	registry *prometheus.Registry // of api and worker
 }
 
 type stopper struct {
@@ -72,7 +73,7 @@ var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustPa
 
 // startStack starts everything in order, or stops what it started and says what to do.
 func startStack(ctx context.Context, config stackConfig, out progress) (*stack, error) {
-	s := &stack{failed: make(chan error, 4)}
+	s := &stack{failed: make(chan error, 4), registry: prometheus.NewRegistry()}
 	if err := s.start(ctx, config, out); err != nil {
 		return nil, s.stop(err)
 	}
@@ -137,6 +138,9 @@ func (s *stack) startPostgres(ctx context.Context, config stackConfig) error {
 			"max_connections": "300",
 			// The queues are written often and stay small: their dead rows are to go within seconds.
 			"autovacuum_naptime": "15s",
+			// A new database has no old WAL segments to write again. Without this, whichever commit needs the next one first writes
+			// 16 MiB of zeros and waits for the disk, and all others wait for it: once a second at full load.
+			"wal_init_zero": "off",
 		},
 	})
 	if err != nil {
@@ -197,6 +201,7 @@ func (s *stack) startAPI(_ context.Context, config stackConfig) error {
 	s.apiURL = "http://" + listener.Addr().String()
 	server, err := api.New(api.Config{
 		Engine: engine, API: management, Log: s.log.Named("api"), Notify: notifier.Notify, Allow: loopback, PublicURL: s.apiURL,
+		Metrics: s.registry,
 	})
 	if err != nil {
 		return err
@@ -230,9 +235,8 @@ func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 	if err != nil {
 		return fmt.Errorf("%w; choose another port with --metrics-port", err)
 	}
-	registry := prometheus.NewRegistry()
 	s.metrics = "http://" + listener.Addr().String() + "/metrics"
-	s.background("metrics", func(ctx context.Context) error { return worker.ServeMetrics(ctx, listener, registry) })
+	s.background("metrics", func(ctx context.Context) error { return worker.ServeMetrics(ctx, listener, s.registry) })
 	options := client.Options{HostPort: s.temporal, Namespace: temporal.Namespace}
 	if config.countTemporal != nil {
 		options.ConnectionOptions.DialOptions = []grpc.DialOption{grpc.WithChainUnaryInterceptor(config.countTemporal)}
@@ -241,7 +245,7 @@ func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 		defer engine.Close()
 		return worker.Run(ctx, worker.Config{
 			Engine: engine, DirectURL: s.dbURL, Allow: loopback, Log: s.log.Named("worker"),
-			Metrics: registry, Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
+			Metrics: s.registry, Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
 		})
 	})
 	return nil

@@ -249,6 +249,7 @@ func writeAndCommit(ctx context.Context, conn *pgxpool.Conn, changes []Change, c
 	queueDeliveries(batch, changes)
 	queueTurns(batch, changes)
 	queueDisabled(batch, changes)
+	queueDead(batch, changes)
 	committed := circuits.queue(batch, changes)
 	batch.Queue("commit")
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {

@@ -62,6 +62,27 @@ func (e DuplicatesSource) Valid() bool {
 	}
 }
 
+// Defines values for EventTypeSource.
+const (
+	EventTypeSourceHeader   EventTypeSource = "header"
+	EventTypeSourceJsonpath EventTypeSource = "jsonpath"
+	EventTypeSourceNone     EventTypeSource = "none"
+)
+
+// Valid indicates whether the value is a known member of the EventTypeSource enum.
+func (e EventTypeSource) Valid() bool {
+	switch e {
+	case EventTypeSourceHeader:
+		return true
+	case EventTypeSourceJsonpath:
+		return true
+	case EventTypeSourceNone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HMACAlgorithm.
 const (
 	Sha1   HMACAlgorithm = "sha1"
@@ -212,6 +233,24 @@ const (
 func (e PendingStatus) Valid() bool {
 	switch e {
 	case PendingStatusPending:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ProofOfManyStatus.
+const (
+	ProofOfManyStatusPending ProofOfManyStatus = "pending"
+	ProofOfManyStatusProven  ProofOfManyStatus = "proven"
+)
+
+// Valid indicates whether the value is a known member of the ProofOfManyStatus enum.
+func (e ProofOfManyStatus) Valid() bool {
+	switch e {
+	case ProofOfManyStatusPending:
+		return true
+	case ProofOfManyStatusProven:
 		return true
 	default:
 		return false
@@ -464,8 +503,13 @@ type Delivery struct {
 	DueAt      *time.Time `json:"due_at,omitempty"`
 	EndpointID string     `json:"endpoint_id"`
 	EventID    string     `json:"event_id"`
-	FinishedAt *time.Time `json:"finished_at,omitempty"`
-	ID         string     `json:"id"`
+
+	// FilterError Why the destination's filter could not be asked, so that the event was taken to match: `no_such_key`,
+	// `type_mismatch`, `not_a_boolean`, `cost_exceeded`, `time_exceeded`, `body_unreadable`, `unusable` or `failed`.
+	// Absent if it could.
+	FilterError *string    `json:"filter_error,omitempty"`
+	FinishedAt  *time.Time `json:"finished_at,omitempty"`
+	ID          string     `json:"id"`
 
 	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
 	Lane *string `json:"lane,omitempty"`
@@ -533,6 +577,12 @@ type Destination struct {
 	DisabledReason *string `json:"disabled_reason,omitempty"`
 	EndpointID     string  `json:"endpoint_id"`
 
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
+
 	// HeaderNames The names of the configured headers; their values aren't shown.
 	HeaderNames []string `json:"header_names"`
 	ID          string   `json:"id"`
@@ -560,12 +610,20 @@ type Destination struct {
 	URL           string     `json:"url"`
 }
 
-// DestinationChange At least one member. Each is checked as at creation.
+// DestinationChange At least one member. Each is checked as at creation. A `filter` takes the place of the one before, and `{}` removes
+// it; that holds for what is accepted from then on (up to 2 s later by other processes of the api). What was skipped
+// stays so, and can be redelivered.
 type DestinationChange struct {
 	// Circuit When nothing is sent to the destination for a while because its receiver keeps failing. Failures are network
 	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
 	// up no attempt.
 	Circuit *CircuitSettings `json:"circuit,omitempty"`
+
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
 
 	// Headers Replaces all configured headers; `{}` removes them.
 	Headers *map[string]string `json:"headers,omitempty"`
@@ -649,18 +707,28 @@ type Endpoint struct {
 
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates Duplicates `json:"duplicates"`
-	ID         string     `json:"id"`
 
-	// IngestURL Where webhooks are to be sent.
-	IngestURL string `json:"ingest_url"`
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType EventType `json:"event_type"`
+	ID        string    `json:"id"`
+
+	// IngestURL Where webhooks are to be sent. Left out for an operational endpoint.
+	IngestURL string `json:"ingest_url,omitempty"`
 	Lane      string `json:"lane"`
 	Name      string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to its destinations, and nothing else.
+	Operational bool `json:"operational"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
 	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
 	// request, is outside of the order.
 	Ordering *Ordering `json:"ordering,omitempty"`
+
+	// RecordSkipped Whether what filters leave out is recorded as `skipped`.
+	RecordSkipped bool `json:"record_skipped"`
 
 	// SecretCount How many secrets are valid now.
 	SecretCount int `json:"secret_count"`
@@ -674,6 +742,10 @@ type EndpointChange struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType *EventType `json:"event_type,omitempty"`
+
 	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
 	Lane *Lane   `json:"lane,omitempty"`
 	Name *string `json:"name,omitempty"`
@@ -682,6 +754,9 @@ type EndpointChange struct {
 	// on blocking it until they are released. What is ordered by stays, because what waits keeps its place in the old
 	// order and what came later would not wait behind it: take a new endpoint for another order, or for none.
 	Ordering *Ordering `json:"ordering,omitempty"`
+
+	// RecordSkipped As at creation.
+	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
 	// Secrets Together with `verification` only: they take the place of all others, which expire at once. Needed if the new
 	// scheme's secrets are of another form. Otherwise the secrets stay; with scheme `none` they expire.
@@ -710,8 +785,11 @@ type Event struct {
 	ContentType string     `json:"content_type"`
 	Deliveries  []Delivery `json:"deliveries"`
 	EndpointID  string     `json:"endpoint_id"`
-	ID          string     `json:"id"`
-	PayloadHash string     `json:"payload_hash"`
+
+	// EventType Absent if it has none.
+	EventType   *string `json:"event_type,omitempty"`
+	ID          string  `json:"id"`
+	PayloadHash string  `json:"payload_hash"`
 }
 
 // EventPage defines model for EventPage.
@@ -735,10 +813,46 @@ type EventSummary struct {
 	// ContentType As it arrived; empty if there was none.
 	ContentType string `json:"content_type"`
 	EndpointID  string `json:"endpoint_id"`
-	ID          string `json:"id"`
+
+	// EventType Absent if it has none.
+	EventType *string `json:"event_type,omitempty"`
+	ID        string  `json:"id"`
 
 	// PayloadHash The salted commitment to the body that every leaf of this event holds.
 	PayloadHash string `json:"payload_hash"`
+}
+
+// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+type EventType struct {
+	// Header For source `header` only, and needed there, such as `X-GitHub-Event`; not one of the connection, such as Host.
+	Header *string `json:"header,omitempty"`
+
+	// Path For source `jsonpath` only, and needed there: a JSONPath (RFC 9535) that names one place by members and indexes,
+	// such as `$.data.items[0].type`. Bodies of more than 1 MiB or 64 levels aren't looked into.
+	Path *string `json:"path,omitempty"`
+
+	// Source `none`: events have no type. `header`: the value of a named header that the request has exactly once.
+	// `jsonpath`: the text at a place in the body.
+	Source EventTypeSource `json:"source"`
+}
+
+// EventTypeSource `none`: events have no type. `header`: the value of a named header that the request has exactly once.
+// `jsonpath`: the text at a place in the body.
+type EventTypeSource string
+
+// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+// says so in `filter_error`. See docs/guides/filters.md.
+type Filter struct {
+	// EventTypes Types of which the event's must be one. A `*` at the end stands for anything: `pull_request.*`. `*` alone also
+	// matches events that have no type.
+	EventTypes *[]string `json:"event_types,omitempty"`
+
+	// Expression An expression in CEL (https://cel.dev) that must be true, over `event.type`, `event.content_type`, `headers`
+	// (by lower-case name) and `body` (the parsed JSON; null if it is none): `body.amount > 100 && has(body.customer)`.
+	Expression *string `json:"expression,omitempty"`
 }
 
 // HMAC For scheme `hmac` only, and needed there.
@@ -826,6 +940,12 @@ type Key struct {
 	// Purpose `log` signs heads, `v1a` signs deliveries.
 	Purpose string `json:"purpose"`
 
+	// Transition For a key of purpose `log` that isn't the first, once a signed tree head covers it: the note by which it came, seven
+	// lines of text and signatures (https://c2sp.org/signed-note), byte for byte as it is in the log. Line 3 is its leaf
+	// index and line 7 the reason. `rotation`: signed by the old and the new key. `compromise`: by the new key only; trust
+	// in the old key doesn't extend to it, so get the new one from the operator.
+	Transition *string `json:"transition,omitempty"`
+
 	// Vkey For purpose `log`: name and key as https://c2sp.org/signed-note has them.
 	Vkey *string `json:"vkey,omitempty"`
 }
@@ -849,6 +969,12 @@ type NewDestination struct {
 	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
 	// up no attempt.
 	Circuit *CircuitSettings `json:"circuit,omitempty"`
+
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
 
 	// Headers Up to 50 headers to add to every request, such as the receiver's credentials. Their values are never shown
 	// again.
@@ -892,15 +1018,29 @@ type NewEndpoint struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType *EventType `json:"event_type,omitempty"`
+
 	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
 	Lane *Lane  `json:"lane,omitempty"`
 	Name string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to this endpoint's destinations (`delivery_dead`, `circuit_opened`,
+	// `destination_disabled`; see docs/guides/operational.md). A tenant has at most one such endpoint. It takes nothing
+	// from outside, so it has no `ingest_url`, its `verification` is `{"scheme": "none"}`, and it has no `secrets`,
+	// `duplicates`, `ordering` or `event_type`: the type of its events is their own. It can't be changed later.
+	Operational *bool `json:"operational,omitempty"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
 	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
 	// request, is outside of the order.
 	Ordering *Ordering `json:"ordering,omitempty"`
+
+	// RecordSkipped Whether a destination whose filter leaves an event out gets a delivery of state `skipped`, with its leaf in the
+	// log: proof of what was not sent. With false, nothing is kept of it.
+	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
 	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for all schemes but
 	// `none`, any of them may sign. For `standard` each is `whsec_` and base64 of 24 to 64 bytes, or `whpk_` and base64
@@ -1037,8 +1177,53 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// ProofOfMany defines model for ProofOfMany.
+type ProofOfMany struct {
+	AttemptID string `json:"attempt_id"`
+
+	// Head Which of `heads` the proof is for
+	Head *int `json:"head,omitempty"`
+
+	// InclusionProof The audit path (RFC 6962, section 2.1.1), the leaf's sibling first.
+	InclusionProof *[]string `json:"inclusion_proof,omitempty"`
+
+	// Leaf The leaf's bytes in base64; absent after erasure.
+	Leaf     *string `json:"leaf,omitempty"`
+	LeafHash *string `json:"leaf_hash,omitempty"`
+
+	// LeafIndex From 0.
+	LeafIndex *int64 `json:"leaf_index,omitempty"`
+
+	// RetryAfterSeconds When to ask again for what is pending.
+	RetryAfterSeconds *int `json:"retry_after_seconds,omitempty"`
+
+	// Status `pending`: no signed tree head covers it yet, and of the other members there is only retry_after_seconds.
+	Status ProofOfManyStatus `json:"status"`
+}
+
+// ProofOfManyStatus `pending`: no signed tree head covers it yet, and of the other members there is only retry_after_seconds.
+type ProofOfManyStatus string
+
 // ProofPackage Format `kapsel.proof/v1`; see the documentation of github.com/kapsel-io/kapsel/verify. Keep the bytes as they are.
 type ProofPackage map[string]interface{}
+
+// Proofs defines model for Proofs.
+type Proofs struct {
+	// Heads The signed tree heads that the proofs are for, each once.
+	Heads []SignedTreeHead `json:"heads"`
+
+	// Proofs One for each attempt, in the order of the request.
+	Proofs []ProofOfMany `json:"proofs"`
+}
+
+// ProofsRequest defines model for ProofsRequest.
+type ProofsRequest struct {
+	// AttemptIds Each once.
+	AttemptIds []string `json:"attempt_ids"`
+
+	// TreeSize The size of a published tree head that covers all of them. Default for each is the earliest that covers it.
+	TreeSize *int64 `json:"tree_size,omitempty"`
+}
 
 // ReceivedResponse Absent if there was no answer. Headers and body are absent if they were erased, or lost when a worker died; the leaf's commitment remains.
 type ReceivedResponse struct {
@@ -1307,11 +1492,17 @@ type EndpointID = string
 // EventID Example: evt_01h455vb4pex5vsknk084sn02q
 type EventID = string
 
+// IfNoneMatch defines model for IfNoneMatch.
+type IfNoneMatch = string
+
 // JobID Example: job_01h455vb4pex5vsknk084sn02q
 type JobID = string
 
 // Limit defines model for Limit.
 type Limit = int
+
+// Log Example: log_01h455vb4pex5vsknk084sn02q
+type Log = string
 
 // LogQuery Example: log_01h455vb4pex5vsknk084sn02q
 type LogQuery = string
@@ -1332,6 +1523,9 @@ type GetConsistencyProofParams struct {
 
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DownloadProofParams defines parameters for DownloadProof.
@@ -1339,8 +1533,11 @@ type DownloadProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
 
-	// IfNoneMatch An ETag from before; 304 if the package is still the same.
-	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+	// Format `json`, the package, or `tlog-proof`, the text.
+	Format *string `form:"format,omitempty" json:"format,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListKeysParams defines parameters for ListKeys.
@@ -1359,12 +1556,18 @@ type ListKeysParams struct {
 type GetProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetTreeHeadParams defines parameters for GetTreeHead.
 type GetTreeHeadParams struct {
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListDeliveriesParams defines parameters for ListDeliveries.
@@ -1442,6 +1645,9 @@ type ListEventsParams struct {
 
 	// IdempotencyKey Only events that arrived with this Idempotency-Key (or X-Idempotency-Key).
 	IdempotencyKey *string `form:"idempotency_key,omitempty" json:"idempotency_key,omitempty"`
+
+	// EventType Only events of exactly this type.
+	EventType *string `form:"event_type,omitempty" json:"event_type,omitempty"`
 }
 
 // ListRedeliveryJobsParams defines parameters for ListRedeliveryJobs.
@@ -1466,6 +1672,15 @@ type IngestParams struct {
 	// another body a conflict (409). `X-Idempotency-Key` is read too.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
+
+// GetCheckpointParams defines parameters for GetCheckpoint.
+type GetCheckpointParams struct {
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetProofsJSONRequestBody defines body for GetProofs for application/json ContentType.
+type GetProofsJSONRequestBody = ProofsRequest
 
 // UpdateDestinationJSONRequestBody defines body for UpdateDestination for application/json ContentType.
 type UpdateDestinationJSONRequestBody = DestinationChange
@@ -1575,6 +1790,9 @@ type ClientInterface interface {
 
 	// GetConsistencyProof Read the proof that one tree is a prefix of another
 	//
+	// Any two sizes up to that of the newest signed tree head, also those that no head of this database has: whoever holds an older
+	// head gets an answer.
+	//
 	// Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
 	GetConsistencyProof(ctx context.Context, params *GetConsistencyProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -1582,6 +1800,10 @@ type ClientInterface interface {
 	//
 	// One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
 	// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+	//
+	// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
+	// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
+	// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 	//
 	// Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
 	DownloadProof(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1598,6 +1820,28 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
 	GetProof(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetProofsWithBody Read the inclusion proofs of up to 1,000 attempts
+	//
+	// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+	// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+	// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+	GetProofsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetProofs Read the inclusion proofs of up to 1,000 attempts
+	//
+	// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+	// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+	// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+	GetProofs(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetTreeHead Read the newest signed tree head
 	//
@@ -1632,7 +1876,7 @@ type ClientInterface interface {
 	//
 	// Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
 	// attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
-	// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+	// is. No filter is asked: what one left out (`skipped`) is delivered after all. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
 	//
 	// Corresponds with POST /api/v1/deliveries/{delivery_id}/redeliver (the `Redeliver` operationId).
 	Redeliver(ctx context.Context, deliveryID DeliveryID, params *RedeliverParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2043,10 +2287,11 @@ type ClientInterface interface {
 
 	// GetCheckpoint Read the newest signed tree head as a checkpoint
 	//
-	// The note of https://c2sp.org/tlog-checkpoint, verbatim.
+	// The note of https://c2sp.org/tlog-checkpoint, verbatim, where https://c2sp.org/tlog-tiles has it. Its first signature line is
+	// the log's Ed25519 signature of the text; the second carries timestamp and signature of the signed tree head. Compressed where `Accept-Encoding` asks for gzip.
 	//
 	// Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
-	GetCheckpoint(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetCheckpoint(ctx context.Context, log Log, params *GetCheckpointParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // GetAttempt Read an attempt with its request, its response and its leaf
@@ -2066,6 +2311,9 @@ func (c *Client) GetAttempt(ctx context.Context, attemptID AttemptID, reqEditors
 
 // GetConsistencyProof Read the proof that one tree is a prefix of another
 //
+// Any two sizes up to that of the newest signed tree head, also those that no head of this database has: whoever holds an older
+// head gets an answer.
+//
 // Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
 func (c *Client) GetConsistencyProof(ctx context.Context, params *GetConsistencyProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetConsistencyProofRequest(c.Server, params)
@@ -2083,6 +2331,10 @@ func (c *Client) GetConsistencyProof(ctx context.Context, params *GetConsistency
 //
 // One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
 // covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+//
+// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
+// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
+// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 //
 // Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
 func (c *Client) DownloadProof(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2120,6 +2372,48 @@ func (c *Client) ListKeys(ctx context.Context, params *ListKeysParams, reqEditor
 // Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
 func (c *Client) GetProof(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetProofRequest(c.Server, attemptID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetProofsWithBody Read the inclusion proofs of up to 1,000 attempts
+//
+// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+func (c *Client) GetProofsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetProofsRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetProofs Read the inclusion proofs of up to 1,000 attempts
+//
+// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+func (c *Client) GetProofs(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetProofsRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2203,7 +2497,7 @@ func (c *Client) CancelDelivery(ctx context.Context, deliveryID DeliveryID, reqE
 //
 // Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
 // attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
-// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+// is. No filter is asked: what one left out (`skipped`) is delivered after all. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
 //
 // Corresponds with POST /api/v1/deliveries/{delivery_id}/redeliver (the `Redeliver` operationId).
 func (c *Client) Redeliver(ctx context.Context, deliveryID DeliveryID, params *RedeliverParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3084,11 +3378,12 @@ func (c *Client) IngestWithBody(ctx context.Context, endpointID EndpointID, para
 
 // GetCheckpoint Read the newest signed tree head as a checkpoint
 //
-// The note of https://c2sp.org/tlog-checkpoint, verbatim.
+// The note of https://c2sp.org/tlog-checkpoint, verbatim, where https://c2sp.org/tlog-tiles has it. Its first signature line is
+// the log's Ed25519 signature of the text; the second carries timestamp and signature of the signed tree head. Compressed where `Accept-Encoding` asks for gzip.
 //
 // Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
-func (c *Client) GetCheckpoint(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetCheckpointRequest(c.Server, log)
+func (c *Client) GetCheckpoint(ctx context.Context, log Log, params *GetCheckpointParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCheckpointRequest(c.Server, log, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3200,6 +3495,21 @@ func NewGetConsistencyProofRequest(server string, params *GetConsistencyProofPar
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
@@ -3241,6 +3551,18 @@ func NewDownloadProofRequest(server string, attemptID AttemptID, params *Downloa
 		if params.TreeSize != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "tree_size", *params.TreeSize, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -3415,6 +3737,61 @@ func NewGetProofRequest(server string, attemptID AttemptID, params *GetProofPara
 		return nil, err
 	}
 
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetProofsRequest calls the generic GetProofs builder with application/json body
+func NewGetProofsRequest(server string, body GetProofsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewGetProofsRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewGetProofsRequestWithBody constructs an http.Request for the GetProofs method, with any body, and a specified content type
+func NewGetProofsRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/attestation/proofs")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
 	return req, nil
 }
 
@@ -3467,6 +3844,21 @@ func NewGetTreeHeadRequest(server string, params *GetTreeHeadParams) (*http.Requ
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -4921,6 +5313,18 @@ func NewListEventsRequest(server string, params *ListEventsParams) (*http.Reques
 
 		}
 
+		if params.EventType != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "event_type", *params.EventType, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if encoded := queryValues.Encode(); encoded != "" {
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
@@ -5332,7 +5736,7 @@ func NewIngestRequestWithBody(server string, endpointID EndpointID, params *Inge
 }
 
 // NewGetCheckpointRequest constructs an http.Request for the GetCheckpoint method
-func NewGetCheckpointRequest(server string, log string) (*http.Request, error) {
+func NewGetCheckpointRequest(server string, log Log, params *GetCheckpointParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -5360,6 +5764,21 @@ func NewGetCheckpointRequest(server string, log string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -5418,6 +5837,9 @@ type ClientWithResponsesInterface interface {
 
 	// GetConsistencyProofWithResponse Read the proof that one tree is a prefix of another
 	//
+	// Any two sizes up to that of the newest signed tree head, also those that no head of this database has: whoever holds an older
+	// head gets an answer.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
@@ -5427,6 +5849,10 @@ type ClientWithResponsesInterface interface {
 	//
 	// One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
 	// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+	//
+	// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
+	// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
+	// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5449,6 +5875,28 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
 	GetProofWithResponse(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*GetProofResponse, error)
+
+	// GetProofsWithBodyWithResponse Read the inclusion proofs of up to 1,000 attempts
+	//
+	// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+	// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+	// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+	GetProofsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GetProofsResponse, error)
+
+	// GetProofsWithResponse Read the inclusion proofs of up to 1,000 attempts
+	//
+	// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+	// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+	// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+	GetProofsWithResponse(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*GetProofsResponse, error)
 
 	// GetTreeHeadWithResponse Read the newest signed tree head
 	//
@@ -5491,7 +5939,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
 	// attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
-	// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+	// is. No filter is asked: what one left out (`skipped`) is delivered after all. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5958,12 +6406,13 @@ type ClientWithResponsesInterface interface {
 
 	// GetCheckpointWithResponse Read the newest signed tree head as a checkpoint
 	//
-	// The note of https://c2sp.org/tlog-checkpoint, verbatim.
+	// The note of https://c2sp.org/tlog-checkpoint, verbatim, where https://c2sp.org/tlog-tiles has it. Its first signature line is
+	// the log's Ed25519 signature of the text; the second carries timestamp and signature of the signed tree head. Compressed where `Accept-Encoding` asks for gzip.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
-	GetCheckpointWithResponse(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error)
+	GetCheckpointWithResponse(ctx context.Context, log Log, params *GetCheckpointParams, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error)
 }
 
 // GetAttemptResponse503Headers the declared response headers of an HTTP 503 response for GetAttempt
@@ -6042,6 +6491,11 @@ func (r GetAttemptResponse) ContentType() string {
 	return ""
 }
 
+// GetConsistencyProofResponse200Headers the declared response headers of an HTTP 200 response for GetConsistencyProof
+type GetConsistencyProofResponse200Headers struct {
+	ETag *string
+}
+
 // GetConsistencyProofResponse503Headers the declared response headers of an HTTP 503 response for GetConsistencyProof
 type GetConsistencyProofResponse503Headers struct {
 	RetryAfter *int
@@ -6060,6 +6514,8 @@ type GetConsistencyProofResponse struct {
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetConsistencyProofResponse200Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetConsistencyProofResponse503Headers
 }
@@ -6305,6 +6761,11 @@ func (r ListKeysResponse) ContentType() string {
 	return ""
 }
 
+// GetProofResponse200Headers the declared response headers of an HTTP 200 response for GetProof
+type GetProofResponse200Headers struct {
+	ETag *string
+}
+
 // GetProofResponse202Headers the declared response headers of an HTTP 202 response for GetProof
 type GetProofResponse202Headers struct {
 	RetryAfter *int
@@ -6332,6 +6793,8 @@ type GetProofResponse struct {
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetProofResponse200Headers
 	// Headers202 the parsed response headers for an HTTP 202 response
 	Headers202 *GetProofResponse202Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
@@ -6402,6 +6865,108 @@ func (r GetProofResponse) ContentType() string {
 	return ""
 }
 
+// GetProofsResponse503Headers the declared response headers of an HTTP 503 response for GetProofs
+type GetProofsResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetProofsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Proofs
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetProofsResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetProofsResponse) GetJSON200() *Proofs {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetProofsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetProofsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetProofsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetProofsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetProofsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetTreeHeadResponse200Headers the declared response headers of an HTTP 200 response for GetTreeHead
+type GetTreeHeadResponse200Headers struct {
+	ETag *string
+}
+
 // GetTreeHeadResponse503Headers the declared response headers of an HTTP 503 response for GetTreeHead
 type GetTreeHeadResponse503Headers struct {
 	RetryAfter *int
@@ -6420,6 +6985,8 @@ type GetTreeHeadResponse struct {
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetTreeHeadResponse200Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetTreeHeadResponse503Headers
 }
@@ -8346,6 +8913,8 @@ type CreateEndpointResponse struct {
 	ApplicationProblemJSON400 *Problem
 	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
 	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
 	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationProblemJSON413 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
@@ -8371,6 +8940,11 @@ func (r CreateEndpointResponse) GetApplicationProblemJSON400() *Problem {
 // GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
 func (r CreateEndpointResponse) GetApplicationProblemJSON401() *Problem {
 	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r CreateEndpointResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
 }
 
 // GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
@@ -9906,6 +10480,11 @@ func (r IngestResponse) ContentType() string {
 	return ""
 }
 
+// GetCheckpointResponse200Headers the declared response headers of an HTTP 200 response for GetCheckpoint
+type GetCheckpointResponse200Headers struct {
+	ETag *string
+}
+
 // GetCheckpointResponse503Headers the declared response headers of an HTTP 503 response for GetCheckpoint
 type GetCheckpointResponse503Headers struct {
 	RetryAfter *int
@@ -9920,6 +10499,8 @@ type GetCheckpointResponse struct {
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetCheckpointResponse200Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *GetCheckpointResponse503Headers
 }
@@ -9983,6 +10564,9 @@ func (c *ClientWithResponses) GetAttemptWithResponse(ctx context.Context, attemp
 
 // GetConsistencyProofWithResponse Read the proof that one tree is a prefix of another
 //
+// Any two sizes up to that of the newest signed tree head, also those that no head of this database has: whoever holds an older
+// head gets an answer.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/attestation/consistency-proof (the `GetConsistencyProof` operationId).
@@ -9998,6 +10582,10 @@ func (c *ClientWithResponses) GetConsistencyProofWithResponse(ctx context.Contex
 //
 // One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
 // covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+//
+// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
+// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
+// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10037,6 +10625,40 @@ func (c *ClientWithResponses) GetProofWithResponse(ctx context.Context, attemptI
 		return nil, err
 	}
 	return ParseGetProofResponse(rsp)
+}
+
+// GetProofsWithBodyWithResponse Read the inclusion proofs of up to 1,000 attempts
+//
+// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+func (c *ClientWithResponses) GetProofsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GetProofsResponse, error) {
+	rsp, err := c.GetProofsWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetProofsResponse(rsp)
+}
+
+// GetProofsWithResponse Read the inclusion proofs of up to 1,000 attempts
+//
+// A POST because so many IDs don't fit a URL; it changes nothing. All attempts are answered, in the order asked for, or the
+// request is refused and the problem's `field` names the one that is wrong. Attempts that no signed tree head covers yet
+// are `pending`. Heads are not repeated: each proof says which of `heads` it is for.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
+func (c *ClientWithResponses) GetProofsWithResponse(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*GetProofsResponse, error) {
+	rsp, err := c.GetProofs(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetProofsResponse(rsp)
 }
 
 // GetTreeHeadWithResponse Read the newest signed tree head
@@ -10104,7 +10726,7 @@ func (c *ClientWithResponses) CancelDeliveryWithResponse(ctx context.Context, de
 //
 // Makes a new delivery of the same event to the same destination, which names the old one (`redelivery_of`), has its own
 // attempts and its own leaves, and waits for nobody: an order among deliveries is not kept for it. The old one stays as it
-// is. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
+// is. No filter is asked: what one left out (`skipped`) is delivered after all. 409 while it is pending or if its destination is removed, 410 once the payload has been erased.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10853,13 +11475,14 @@ func (c *ClientWithResponses) IngestWithBodyWithResponse(ctx context.Context, en
 
 // GetCheckpointWithResponse Read the newest signed tree head as a checkpoint
 //
-// The note of https://c2sp.org/tlog-checkpoint, verbatim.
+// The note of https://c2sp.org/tlog-checkpoint, verbatim, where https://c2sp.org/tlog-tiles has it. Its first signature line is
+// the log's Ed25519 signature of the text; the second carries timestamp and signature of the signed tree head. Compressed where `Accept-Encoding` asks for gzip.
 //
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /log/{log}/checkpoint (the `GetCheckpoint` operationId).
-func (c *ClientWithResponses) GetCheckpointWithResponse(ctx context.Context, log string, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error) {
-	rsp, err := c.GetCheckpoint(ctx, log, reqEditors...)
+func (c *ClientWithResponses) GetCheckpointWithResponse(ctx context.Context, log Log, params *GetCheckpointParams, reqEditors ...RequestEditorFn) (*GetCheckpointResponse, error) {
+	rsp, err := c.GetCheckpoint(ctx, log, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -10954,6 +11577,9 @@ func ParseGetConsistencyProofResponse(rsp *http.Response) (*GetConsistencyProofR
 		}
 		response.JSON200 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10985,6 +11611,16 @@ func ParseGetConsistencyProofResponse(rsp *http.Response) (*GetConsistencyProofR
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers GetConsistencyProofResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetConsistencyProofResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -11072,6 +11708,9 @@ func ParseDownloadProofResponse(rsp *http.Response) (*DownloadProofResponse, err
 			return nil, err
 		}
 		response.ApplicationProblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/plain) unsupported
 
 	}
 
@@ -11206,6 +11845,9 @@ func ParseGetProofResponse(rsp *http.Response) (*GetProofResponse, error) {
 		}
 		response.JSON202 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -11244,6 +11886,16 @@ func ParseGetProofResponse(rsp *http.Response) (*GetProofResponse, error) {
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers GetProofResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 202:
 		var headers GetProofResponse202Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -11256,6 +11908,94 @@ func ParseGetProofResponse(rsp *http.Response) (*GetProofResponse, error) {
 		response.Headers202 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetProofResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetProofsResponse parses an HTTP response from a GetProofsWithResponse call
+func ParseGetProofsResponse(rsp *http.Response) (*GetProofsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetProofsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Proofs
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetProofsResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -11290,6 +12030,9 @@ func ParseGetTreeHeadResponse(rsp *http.Response) (*GetTreeHeadResponse, error) 
 		}
 		response.JSON200 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -11321,6 +12064,16 @@ func ParseGetTreeHeadResponse(rsp *http.Response) (*GetTreeHeadResponse, error) 
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers GetTreeHeadResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetTreeHeadResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
@@ -13039,6 +13792,13 @@ func ParseCreateEndpointResponse(rsp *http.Response) (*CreateEndpointResponse, e
 		}
 		response.ApplicationProblemJSON401 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -14425,6 +15185,9 @@ func ParseGetCheckpointResponse(rsp *http.Response) (*GetCheckpointResponse, err
 	}
 
 	switch {
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -14449,6 +15212,16 @@ func ParseGetCheckpointResponse(rsp *http.Response) (*GetCheckpointResponse, err
 	}
 
 	switch {
+	case rsp.StatusCode == 200:
+		var headers GetCheckpointResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
 	case rsp.StatusCode == 503:
 		var headers GetCheckpointResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {

@@ -62,6 +62,27 @@ func (e DuplicatesSource) Valid() bool {
 	}
 }
 
+// Defines values for EventTypeSource.
+const (
+	EventTypeSourceHeader   EventTypeSource = "header"
+	EventTypeSourceJsonpath EventTypeSource = "jsonpath"
+	EventTypeSourceNone     EventTypeSource = "none"
+)
+
+// Valid indicates whether the value is a known member of the EventTypeSource enum.
+func (e EventTypeSource) Valid() bool {
+	switch e {
+	case EventTypeSourceHeader:
+		return true
+	case EventTypeSourceJsonpath:
+		return true
+	case EventTypeSourceNone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HMACAlgorithm.
 const (
 	Sha1   HMACAlgorithm = "sha1"
@@ -212,6 +233,24 @@ const (
 func (e PendingStatus) Valid() bool {
 	switch e {
 	case PendingStatusPending:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ProofOfManyStatus.
+const (
+	ProofOfManyStatusPending ProofOfManyStatus = "pending"
+	ProofOfManyStatusProven  ProofOfManyStatus = "proven"
+)
+
+// Valid indicates whether the value is a known member of the ProofOfManyStatus enum.
+func (e ProofOfManyStatus) Valid() bool {
+	switch e {
+	case ProofOfManyStatusPending:
+		return true
+	case ProofOfManyStatusProven:
 		return true
 	default:
 		return false
@@ -459,8 +498,13 @@ type Delivery struct {
 	DueAt      *time.Time `json:"due_at,omitempty"`
 	EndpointID string     `json:"endpoint_id"`
 	EventID    string     `json:"event_id"`
-	FinishedAt *time.Time `json:"finished_at,omitempty"`
-	ID         string     `json:"id"`
+
+	// FilterError Why the destination's filter could not be asked, so that the event was taken to match: `no_such_key`,
+	// `type_mismatch`, `not_a_boolean`, `cost_exceeded`, `time_exceeded`, `body_unreadable`, `unusable` or `failed`.
+	// Absent if it could.
+	FilterError *string    `json:"filter_error,omitempty"`
+	FinishedAt  *time.Time `json:"finished_at,omitempty"`
+	ID          string     `json:"id"`
 
 	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
 	Lane *string `json:"lane,omitempty"`
@@ -528,6 +572,12 @@ type Destination struct {
 	DisabledReason *string `json:"disabled_reason,omitempty"`
 	EndpointID     string  `json:"endpoint_id"`
 
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
+
 	// HeaderNames The names of the configured headers; their values aren't shown.
 	HeaderNames []string `json:"header_names"`
 	ID          string   `json:"id"`
@@ -555,12 +605,20 @@ type Destination struct {
 	URL           string     `json:"url"`
 }
 
-// DestinationChange At least one member. Each is checked as at creation.
+// DestinationChange At least one member. Each is checked as at creation. A `filter` takes the place of the one before, and `{}` removes
+// it; that holds for what is accepted from then on (up to 2 s later by other processes of the api). What was skipped
+// stays so, and can be redelivered.
 type DestinationChange struct {
 	// Circuit When nothing is sent to the destination for a while because its receiver keeps failing. Failures are network
 	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
 	// up no attempt.
 	Circuit *CircuitSettings `json:"circuit,omitempty"`
+
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
 
 	// Headers Replaces all configured headers; `{}` removes them.
 	Headers *map[string]string `json:"headers,omitempty"`
@@ -644,18 +702,28 @@ type Endpoint struct {
 
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates Duplicates `json:"duplicates"`
-	ID         string     `json:"id"`
 
-	// IngestURL Where webhooks are to be sent.
-	IngestURL string `json:"ingest_url"`
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType EventType `json:"event_type"`
+	ID        string    `json:"id"`
+
+	// IngestURL Where webhooks are to be sent. Left out for an operational endpoint.
+	IngestURL string `json:"ingest_url,omitempty"`
 	Lane      string `json:"lane"`
 	Name      string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to its destinations, and nothing else.
+	Operational bool `json:"operational"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
 	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
 	// request, is outside of the order.
 	Ordering *Ordering `json:"ordering,omitempty"`
+
+	// RecordSkipped Whether what filters leave out is recorded as `skipped`.
+	RecordSkipped bool `json:"record_skipped"`
 
 	// SecretCount How many secrets are valid now.
 	SecretCount int `json:"secret_count"`
@@ -669,6 +737,10 @@ type EndpointChange struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType *EventType `json:"event_type,omitempty"`
+
 	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
 	Lane *Lane   `json:"lane,omitempty"`
 	Name *string `json:"name,omitempty"`
@@ -677,6 +749,9 @@ type EndpointChange struct {
 	// on blocking it until they are released. What is ordered by stays, because what waits keeps its place in the old
 	// order and what came later would not wait behind it: take a new endpoint for another order, or for none.
 	Ordering *Ordering `json:"ordering,omitempty"`
+
+	// RecordSkipped As at creation.
+	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
 	// Secrets Together with `verification` only: they take the place of all others, which expire at once. Needed if the new
 	// scheme's secrets are of another form. Otherwise the secrets stay; with scheme `none` they expire.
@@ -705,8 +780,11 @@ type Event struct {
 	ContentType string     `json:"content_type"`
 	Deliveries  []Delivery `json:"deliveries"`
 	EndpointID  string     `json:"endpoint_id"`
-	ID          string     `json:"id"`
-	PayloadHash string     `json:"payload_hash"`
+
+	// EventType Absent if it has none.
+	EventType   *string `json:"event_type,omitempty"`
+	ID          string  `json:"id"`
+	PayloadHash string  `json:"payload_hash"`
 }
 
 // EventPage defines model for EventPage.
@@ -730,10 +808,46 @@ type EventSummary struct {
 	// ContentType As it arrived; empty if there was none.
 	ContentType string `json:"content_type"`
 	EndpointID  string `json:"endpoint_id"`
-	ID          string `json:"id"`
+
+	// EventType Absent if it has none.
+	EventType *string `json:"event_type,omitempty"`
+	ID        string  `json:"id"`
 
 	// PayloadHash The salted commitment to the body that every leaf of this event holds.
 	PayloadHash string `json:"payload_hash"`
+}
+
+// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+type EventType struct {
+	// Header For source `header` only, and needed there, such as `X-GitHub-Event`; not one of the connection, such as Host.
+	Header *string `json:"header,omitempty"`
+
+	// Path For source `jsonpath` only, and needed there: a JSONPath (RFC 9535) that names one place by members and indexes,
+	// such as `$.data.items[0].type`. Bodies of more than 1 MiB or 64 levels aren't looked into.
+	Path *string `json:"path,omitempty"`
+
+	// Source `none`: events have no type. `header`: the value of a named header that the request has exactly once.
+	// `jsonpath`: the text at a place in the body.
+	Source EventTypeSource `json:"source"`
+}
+
+// EventTypeSource `none`: events have no type. `header`: the value of a named header that the request has exactly once.
+// `jsonpath`: the text at a place in the body.
+type EventTypeSource string
+
+// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+// says so in `filter_error`. See docs/guides/filters.md.
+type Filter struct {
+	// EventTypes Types of which the event's must be one. A `*` at the end stands for anything: `pull_request.*`. `*` alone also
+	// matches events that have no type.
+	EventTypes *[]string `json:"event_types,omitempty"`
+
+	// Expression An expression in CEL (https://cel.dev) that must be true, over `event.type`, `event.content_type`, `headers`
+	// (by lower-case name) and `body` (the parsed JSON; null if it is none): `body.amount > 100 && has(body.customer)`.
+	Expression *string `json:"expression,omitempty"`
 }
 
 // HMAC For scheme `hmac` only, and needed there.
@@ -821,6 +935,12 @@ type Key struct {
 	// Purpose `log` signs heads, `v1a` signs deliveries.
 	Purpose string `json:"purpose"`
 
+	// Transition For a key of purpose `log` that isn't the first, once a signed tree head covers it: the note by which it came, seven
+	// lines of text and signatures (https://c2sp.org/signed-note), byte for byte as it is in the log. Line 3 is its leaf
+	// index and line 7 the reason. `rotation`: signed by the old and the new key. `compromise`: by the new key only; trust
+	// in the old key doesn't extend to it, so get the new one from the operator.
+	Transition *string `json:"transition,omitempty"`
+
 	// Vkey For purpose `log`: name and key as https://c2sp.org/signed-note has them.
 	Vkey *string `json:"vkey,omitempty"`
 }
@@ -844,6 +964,12 @@ type NewDestination struct {
 	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
 	// up no attempt.
 	Circuit *CircuitSettings `json:"circuit,omitempty"`
+
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
 
 	// Headers Up to 50 headers to add to every request, such as the receiver's credentials. Their values are never shown
 	// again.
@@ -887,15 +1013,29 @@ type NewEndpoint struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType *EventType `json:"event_type,omitempty"`
+
 	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
 	Lane *Lane  `json:"lane,omitempty"`
 	Name string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to this endpoint's destinations (`delivery_dead`, `circuit_opened`,
+	// `destination_disabled`; see docs/guides/operational.md). A tenant has at most one such endpoint. It takes nothing
+	// from outside, so it has no `ingest_url`, its `verification` is `{"scheme": "none"}`, and it has no `secrets`,
+	// `duplicates`, `ordering` or `event_type`: the type of its events is their own. It can't be changed later.
+	Operational *bool `json:"operational,omitempty"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
 	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
 	// request, is outside of the order.
 	Ordering *Ordering `json:"ordering,omitempty"`
+
+	// RecordSkipped Whether a destination whose filter leaves an event out gets a delivery of state `skipped`, with its leaf in the
+	// log: proof of what was not sent. With false, nothing is kept of it.
+	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
 	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for all schemes but
 	// `none`, any of them may sign. For `standard` each is `whsec_` and base64 of 24 to 64 bytes, or `whpk_` and base64
@@ -1032,8 +1172,53 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// ProofOfMany defines model for ProofOfMany.
+type ProofOfMany struct {
+	AttemptID string `json:"attempt_id"`
+
+	// Head Which of `heads` the proof is for
+	Head *int `json:"head,omitempty"`
+
+	// InclusionProof The audit path (RFC 6962, section 2.1.1), the leaf's sibling first.
+	InclusionProof *[]string `json:"inclusion_proof,omitempty"`
+
+	// Leaf The leaf's bytes in base64; absent after erasure.
+	Leaf     *string `json:"leaf,omitempty"`
+	LeafHash *string `json:"leaf_hash,omitempty"`
+
+	// LeafIndex From 0.
+	LeafIndex *int64 `json:"leaf_index,omitempty"`
+
+	// RetryAfterSeconds When to ask again for what is pending.
+	RetryAfterSeconds *int `json:"retry_after_seconds,omitempty"`
+
+	// Status `pending`: no signed tree head covers it yet, and of the other members there is only retry_after_seconds.
+	Status ProofOfManyStatus `json:"status"`
+}
+
+// ProofOfManyStatus `pending`: no signed tree head covers it yet, and of the other members there is only retry_after_seconds.
+type ProofOfManyStatus string
+
 // ProofPackage Format `kapsel.proof/v1`; see the documentation of github.com/kapsel-io/kapsel/verify. Keep the bytes as they are.
 type ProofPackage map[string]interface{}
+
+// Proofs defines model for Proofs.
+type Proofs struct {
+	// Heads The signed tree heads that the proofs are for, each once.
+	Heads []SignedTreeHead `json:"heads"`
+
+	// Proofs One for each attempt, in the order of the request.
+	Proofs []ProofOfMany `json:"proofs"`
+}
+
+// ProofsRequest defines model for ProofsRequest.
+type ProofsRequest struct {
+	// AttemptIds Each once.
+	AttemptIds []string `json:"attempt_ids"`
+
+	// TreeSize The size of a published tree head that covers all of them. Default for each is the earliest that covers it.
+	TreeSize *int64 `json:"tree_size,omitempty"`
+}
 
 // ReceivedResponse Absent if there was no answer. Headers and body are absent if they were erased, or lost when a worker died; the leaf's commitment remains.
 type ReceivedResponse struct {
@@ -1302,6 +1487,9 @@ type EndpointID = string
 // EventID Example: evt_01h455vb4pex5vsknk084sn02q
 type EventID = string
 
+// IfNoneMatch defines model for IfNoneMatch.
+type IfNoneMatch = string
+
 // JobID Example: job_01h455vb4pex5vsknk084sn02q
 type JobID = string
 
@@ -1327,6 +1515,9 @@ type GetConsistencyProofParams struct {
 
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // DownloadProofParams defines parameters for DownloadProof.
@@ -1334,8 +1525,11 @@ type DownloadProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
 
-	// IfNoneMatch An ETag from before; 304 if the package is still the same.
-	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+	// Format `json`, the package, or `tlog-proof`, the text.
+	Format *string `form:"format,omitempty" json:"format,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListKeysParams defines parameters for ListKeys.
@@ -1354,12 +1548,18 @@ type ListKeysParams struct {
 type GetProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // GetTreeHeadParams defines parameters for GetTreeHead.
 type GetTreeHeadParams struct {
 	// Log Which log; not needed where there is only one.
 	Log *LogQuery `form:"log,omitempty" json:"log,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // ListDeliveriesParams defines parameters for ListDeliveries.
@@ -1437,6 +1637,9 @@ type ListEventsParams struct {
 
 	// IdempotencyKey Only events that arrived with this Idempotency-Key (or X-Idempotency-Key).
 	IdempotencyKey *string `form:"idempotency_key,omitempty" json:"idempotency_key,omitempty"`
+
+	// EventType Only events of exactly this type.
+	EventType *string `form:"event_type,omitempty" json:"event_type,omitempty"`
 }
 
 // ListRedeliveryJobsParams defines parameters for ListRedeliveryJobs.
@@ -1454,6 +1657,9 @@ type CreateRedeliveryJobParams struct {
 	// stands by then, and with another body it is a conflict (409). A dry run needs none and uses none up.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
+
+// GetProofsJSONRequestBody defines body for GetProofs for application/json ContentType.
+type GetProofsJSONRequestBody = ProofsRequest
 
 // UpdateDestinationJSONRequestBody defines body for UpdateDestination for application/json ContentType.
 type UpdateDestinationJSONRequestBody = DestinationChange
@@ -1499,6 +1705,9 @@ type ServerInterface interface {
 	// GetProof Read the inclusion proof of an attempt
 	// (GET /api/v1/attestation/proof/{attempt_id})
 	GetProof(c *gin.Context, attemptID AttemptID, params GetProofParams)
+	// GetProofs Read the inclusion proofs of up to 1,000 attempts
+	// (POST /api/v1/attestation/proofs)
+	GetProofs(c *gin.Context)
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(c *gin.Context, params GetTreeHeadParams)
@@ -1619,9 +1828,6 @@ type ServerInterface interface {
 	// GetReady Postgres answers and has the schema that this version needs
 	// (GET /health/ready)
 	GetReady(c *gin.Context)
-	// GetCheckpoint Read the newest signed tree head as a checkpoint
-	// (GET /log/{log}/checkpoint)
-	GetCheckpoint(c *gin.Context, log string)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -1691,6 +1897,27 @@ func (siw *ServerInterfaceWrapper) GetConsistencyProof(c *gin.Context) {
 		return
 	}
 
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -1727,11 +1954,19 @@ func (siw *ServerInterfaceWrapper) DownloadProof(c *gin.Context) {
 		return
 	}
 
+	// ------------- Optional query parameter "format" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "format", c.Request.URL.Query(), &params.Format, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter format: %w", err), http.StatusBadRequest)
+		return
+	}
+
 	headers := c.Request.Header
 
 	// ------------- Optional header parameter "If-None-Match" -------------
 	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
-		var IfNoneMatch string
+		var IfNoneMatch IfNoneMatch
 		n := len(valueList)
 		if n != 1 {
 			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
@@ -1827,6 +2062,27 @@ func (siw *ServerInterfaceWrapper) GetProof(c *gin.Context) {
 		return
 	}
 
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -1835,6 +2091,19 @@ func (siw *ServerInterfaceWrapper) GetProof(c *gin.Context) {
 	}
 
 	siw.Handler.GetProof(c, attemptID, params)
+}
+
+// GetProofs operation middleware
+func (siw *ServerInterfaceWrapper) GetProofs(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetProofs(c)
 }
 
 // GetTreeHead operation middleware
@@ -1852,6 +2121,27 @@ func (siw *ServerInterfaceWrapper) GetTreeHead(c *gin.Context) {
 	if err != nil {
 		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter log: %w", err), http.StatusBadRequest)
 		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
 	}
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2818,6 +3108,14 @@ func (siw *ServerInterfaceWrapper) ListEvents(c *gin.Context) {
 		return
 	}
 
+	// ------------- Optional query parameter "event_type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "event_type", c.Request.URL.Query(), &params.EventType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter event_type: %w", err), http.StatusBadRequest)
+		return
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -3029,31 +3327,6 @@ func (siw *ServerInterfaceWrapper) GetReady(c *gin.Context) {
 	siw.Handler.GetReady(c)
 }
 
-// GetCheckpoint operation middleware
-func (siw *ServerInterfaceWrapper) GetCheckpoint(c *gin.Context) {
-
-	var err error
-	_ = err
-
-	// ------------- Path parameter "log" -------------
-	var log string
-
-	err = runtime.BindStyledParameterWithOptions("simple", "log", c.Param("log"), &log, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
-	if err != nil {
-		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter log: %w", err), http.StatusBadRequest)
-		return
-	}
-
-	for _, middleware := range siw.HandlerMiddlewares {
-		middleware(c)
-		if c.IsAborted() {
-			return
-		}
-	}
-
-	siw.Handler.GetCheckpoint(c, log)
-}
-
 // GinServerOptions provides options for the Gin server.
 type GinServerOptions struct {
 	BaseURL      string
@@ -3121,10 +3394,10 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/attempts/:attempt_id", wrapper.GetAttempt)
 	router.GET(options.BaseURL+"/api/v1/attestation/sth", wrapper.GetTreeHead)
 	router.GET(options.BaseURL+"/api/v1/attestation/proof/:attempt_id", wrapper.GetProof)
+	router.POST(options.BaseURL+"/api/v1/attestation/proofs", wrapper.GetProofs)
 	router.GET(options.BaseURL+"/api/v1/attestation/download-proof/:attempt_id", wrapper.DownloadProof)
 	router.GET(options.BaseURL+"/api/v1/attestation/consistency-proof", wrapper.GetConsistencyProof)
 	router.GET(options.BaseURL+"/api/v1/attestation/keys", wrapper.ListKeys)
-	router.GET(options.BaseURL+"/log/:log/checkpoint", wrapper.GetCheckpoint)
 	router.GET(options.BaseURL+"/health/live", wrapper.GetLive)
 	router.GET(options.BaseURL+"/health/ready", wrapper.GetReady)
 }
@@ -3245,18 +3518,36 @@ type GetConsistencyProofResponseObject interface {
 	VisitGetConsistencyProofResponse(w http.ResponseWriter) error
 }
 
-type GetConsistencyProof200JSONResponse ConsistencyProof
+type GetConsistencyProof200ResponseHeaders struct {
+	ETag *string
+}
+
+type GetConsistencyProof200JSONResponse struct {
+	Body    ConsistencyProof
+	Headers GetConsistencyProof200ResponseHeaders
+}
 
 func (response GetConsistencyProof200JSONResponse) VisitGetConsistencyProofResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetConsistencyProof304Response struct {
+}
+
+func (response GetConsistencyProof304Response) VisitGetConsistencyProofResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetConsistencyProof400ApplicationProblemPlusJSONResponse struct {
@@ -3355,6 +3646,23 @@ func (response DownloadProof200ApplicationVndKapselProofPlusJSONResponse) VisitD
 	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadProof200TextResponse struct {
+	Body    string
+	Headers DownloadProof200ResponseHeaders
+}
+
+func (response DownloadProof200TextResponse) VisitDownloadProofResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+
+	_, err := w.Write([]byte(fmt.Sprint(response.Body)))
 	return err
 }
 
@@ -3574,15 +3882,25 @@ type GetProofResponseObject interface {
 	VisitGetProofResponse(w http.ResponseWriter) error
 }
 
-type GetProof200JSONResponse InclusionProof
+type GetProof200ResponseHeaders struct {
+	ETag *string
+}
+
+type GetProof200JSONResponse struct {
+	Body    InclusionProof
+	Headers GetProof200ResponseHeaders
+}
 
 func (response GetProof200JSONResponse) VisitGetProofResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -3603,6 +3921,14 @@ func (response GetProof202JSONResponse) VisitGetProofResponse(w http.ResponseWri
 	w.WriteHeader(202)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetProof304Response struct {
+}
+
+func (response GetProof304Response) VisitGetProofResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetProof400ApplicationProblemPlusJSONResponse struct {
@@ -3685,17 +4011,17 @@ func (response GetProofdefaultApplicationProblemPlusJSONResponse) VisitGetProofR
 	return err
 }
 
-type GetTreeHeadRequestObject struct {
-	Params GetTreeHeadParams
+type GetProofsRequestObject struct {
+	Body *GetProofsJSONRequestBody
 }
 
-type GetTreeHeadResponseObject interface {
-	VisitGetTreeHeadResponse(w http.ResponseWriter) error
+type GetProofsResponseObject interface {
+	VisitGetProofsResponse(w http.ResponseWriter) error
 }
 
-type GetTreeHead200JSONResponse SignedTreeHead
+type GetProofs200JSONResponse Proofs
 
-func (response GetTreeHead200JSONResponse) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
+func (response GetProofs200JSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response); err != nil {
@@ -3705,6 +4031,154 @@ func (response GetTreeHead200JSONResponse) VisitGetTreeHeadResponse(w http.Respo
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetProofs400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response GetProofs400ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs401ApplicationProblemPlusJSONResponse Problem
+
+func (response GetProofs401ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs404ApplicationProblemPlusJSONResponse Problem
+
+func (response GetProofs404ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs413ApplicationProblemPlusJSONResponse Problem
+
+func (response GetProofs413ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs422ApplicationProblemPlusJSONResponse Problem
+
+func (response GetProofs422ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofs503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetProofs503ApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProofsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetProofsdefaultApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTreeHeadRequestObject struct {
+	Params GetTreeHeadParams
+}
+
+type GetTreeHeadResponseObject interface {
+	VisitGetTreeHeadResponse(w http.ResponseWriter) error
+}
+
+type GetTreeHead200ResponseHeaders struct {
+	ETag *string
+}
+
+type GetTreeHead200JSONResponse struct {
+	Body    SignedTreeHead
+	Headers GetTreeHead200ResponseHeaders
+}
+
+func (response GetTreeHead200JSONResponse) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTreeHead304Response struct {
+}
+
+func (response GetTreeHead304Response) VisitGetTreeHeadResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetTreeHead400ApplicationProblemPlusJSONResponse struct {
@@ -6164,6 +6638,20 @@ func (response CreateEndpoint401ApplicationProblemPlusJSONResponse) VisitCreateE
 	return err
 }
 
+type CreateEndpoint409ApplicationProblemPlusJSONResponse Problem
+
+func (response CreateEndpoint409ApplicationProblemPlusJSONResponse) VisitCreateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CreateEndpoint413ApplicationProblemPlusJSONResponse Problem
 
 func (response CreateEndpoint413ApplicationProblemPlusJSONResponse) VisitCreateEndpointResponse(w http.ResponseWriter) error {
@@ -7800,77 +8288,6 @@ func (response GetReady503ApplicationProblemPlusJSONResponse) VisitGetReadyRespo
 	return err
 }
 
-type GetCheckpointRequestObject struct {
-	Log string `json:"log"`
-}
-
-type GetCheckpointResponseObject interface {
-	VisitGetCheckpointResponse(w http.ResponseWriter) error
-}
-
-type GetCheckpoint200TextResponse string
-
-func (response GetCheckpoint200TextResponse) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-
-	w.Header().Set("Content-Type", "text/plain")
-	w.WriteHeader(200)
-
-	_, err := w.Write([]byte(fmt.Sprint(response)))
-	return err
-}
-
-type GetCheckpoint404ApplicationProblemPlusJSONResponse struct {
-	ProblemApplicationProblemPlusJSONResponse
-}
-
-func (response GetCheckpoint404ApplicationProblemPlusJSONResponse) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-
-	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(404)
-	_, err := buf.WriteTo(w)
-	return err
-}
-
-type GetCheckpoint503ApplicationProblemPlusJSONResponse struct {
-	UnavailableApplicationProblemPlusJSONResponse
-}
-
-func (response GetCheckpoint503ApplicationProblemPlusJSONResponse) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-
-	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	if response.Headers.RetryAfter != nil {
-		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
-	}
-	w.WriteHeader(503)
-	_, err := buf.WriteTo(w)
-	return err
-}
-
-type GetCheckpointdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	StatusCode int
-}
-
-func (response GetCheckpointdefaultApplicationProblemPlusJSONResponse) VisitGetCheckpointResponse(w http.ResponseWriter) error {
-
-	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(response.StatusCode)
-	_, err := buf.WriteTo(w)
-	return err
-}
-
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// GetAttempt Read an attempt with its request, its response and its leaf
@@ -7888,6 +8305,9 @@ type StrictServerInterface interface {
 	// GetProof Read the inclusion proof of an attempt
 	// (GET /api/v1/attestation/proof/{attempt_id})
 	GetProof(ctx context.Context, request GetProofRequestObject) (GetProofResponseObject, error)
+	// GetProofs Read the inclusion proofs of up to 1,000 attempts
+	// (POST /api/v1/attestation/proofs)
+	GetProofs(ctx context.Context, request GetProofsRequestObject) (GetProofsResponseObject, error)
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(ctx context.Context, request GetTreeHeadRequestObject) (GetTreeHeadResponseObject, error)
@@ -8008,9 +8428,6 @@ type StrictServerInterface interface {
 	// GetReady Postgres answers and has the schema that this version needs
 	// (GET /health/ready)
 	GetReady(ctx context.Context, request GetReadyRequestObject) (GetReadyResponseObject, error)
-	// GetCheckpoint Read the newest signed tree head as a checkpoint
-	// (GET /log/{log}/checkpoint)
-	GetCheckpoint(ctx context.Context, request GetCheckpointRequestObject) (GetCheckpointResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx *gin.Context, request any) (any, error)
@@ -8195,6 +8612,48 @@ func (sh *strictHandler) GetProof(ctx *gin.Context, attemptID AttemptID, params 
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetProofResponseObject); ok {
 		if err := validResponse.VisitGetProofResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetProofs operation middleware
+func (sh *strictHandler) GetProofs(ctx *gin.Context) {
+	var request GetProofsRequestObject
+
+	var body GetProofsJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetProofs(ctx, request.(GetProofsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetProofs")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetProofsResponseObject); ok {
+		if err := validResponse.VisitGetProofsResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
@@ -9395,32 +9854,6 @@ func (sh *strictHandler) GetReady(ctx *gin.Context) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetReadyResponseObject); ok {
 		if err := validResponse.VisitGetReadyResponse(ctx.Writer); err != nil {
-			sh.options.ResponseErrorHandlerFunc(ctx, err)
-		}
-	} else if response != nil {
-		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
-	}
-}
-
-// GetCheckpoint operation middleware
-func (sh *strictHandler) GetCheckpoint(ctx *gin.Context, log string) {
-	var request GetCheckpointRequestObject
-
-	request.Log = log
-
-	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.GetCheckpoint(ctx, request.(GetCheckpointRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "GetCheckpoint")
-	}
-
-	response, err := handler(ctx, request)
-
-	if err != nil {
-		sh.options.HandlerErrorFunc(ctx, err)
-	} else if validResponse, ok := response.(GetCheckpointResponseObject); ok {
-		if err := validResponse.VisitGetCheckpointResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

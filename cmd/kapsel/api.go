@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
@@ -47,12 +48,17 @@ On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
 			if err != nil {
 				return fmt.Errorf("LISTEN_ADDR can't be listened on: %w", err)
 			}
+			registry := prometheus.NewRegistry()
+			if err := serveMetrics(cmd.Context(), config.MetricsAddr, registry, log); err != nil {
+				return err
+			}
 			notifier := postgres.NewNotifier(engine)
 			go notifier.Run(cmd.Context())
 			server, err := api.New(api.Config{
 				Engine: engine, API: management, Log: log, Notify: notifier.Notify,
-				Allow: config.AllowNetworks, PublicURL: config.PublicURL,
-				Current: func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
+				Allow: config.AllowNetworks, PublicURL: config.PublicURL, Metrics: registry,
+				HeadsOnly: config.LogPublic == "heads",
+				Current:   func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
 			})
 			if err != nil { // with two pools, only this can be wrong
 				return fmt.Errorf("PUBLIC_URL: %w", err)

@@ -48,7 +48,9 @@ type Config struct {
 
 	DestinationDisableAfter time.Duration `env:"DESTINATION_DISABLE_AFTER" envDefault:"120h" for:"worker" help:"How long every attempt to a destination must fail before it is disabled, such as 120h or 90m: 1m or more, or 0 for never. What waits for it stays in the queue, and goes on when it is enabled again. The same for all workers."`
 
-	MetricsAddr string `env:"METRICS_ADDR" for:"worker" help:"Where Prometheus finds the worker's metrics, at /metrics: host:port, or :port for all addresses. Default: nowhere."`
+	MetricsAddr string `env:"METRICS_ADDR" for:"api worker" help:"Where Prometheus finds the process's metrics, at /metrics: host:port, or :port for all addresses. Each process on a host needs one of its own. Default: nowhere."`
+
+	LogPublic logPublic `env:"LOG_PUBLIC" envDefault:"tiles" for:"api" help:"What of the logs can be read without an API key. heads: signed tree heads, keys and consistency proofs. tiles: also the tiles of the tree, so that monitors and mirrors of other projects work; they hold hashes that tell nothing about a leaf, but how many there are of all tenants together is plain."`
 
 	LogKeyDir string `env:"LOG_KEY_DIR" for:"worker log" help:"A directory with the seeds of the logs' keys, which belongs into a backup. A worker without it delivers but seals nothing; then others must. Default: none."`
 
@@ -69,6 +71,18 @@ func (n *networks) UnmarshalText(text []byte) error {
 		*n = append(*n, prefix)
 	}
 	return nil
+}
+
+// logPublic is what of the logs is everybody's: heads or tiles.
+type logPublic string
+
+func (p *logPublic) UnmarshalText(text []byte) error {
+	switch value := logPublic(text); value {
+	case "heads", "tiles":
+		*p = value
+		return nil
+	}
+	return errors.New("allowed are heads and tiles")
 }
 
 // disableAfter is DESTINATION_DISABLE_AFTER as the worker takes it: there 0 is the default, and less means never.

@@ -66,7 +66,7 @@ claims nothing more, gives requests in flight 8 s, signs what was recorded, and 
 	}
 }
 
-// serveMetrics answers Prometheus beside the worker, if it is asked to.
+// serveMetrics answers Prometheus beside an api or a worker, if it is asked to.
 func serveMetrics(ctx context.Context, address string, registry *prometheus.Registry, log *zap.Logger) error {
 	if address == "" {
 		return nil

@@ -84,6 +84,17 @@ func (q *Queries) ExpireEndpointSecrets(ctx context.Context, seconds float64, en
 	return err
 }
 
+const isOperational = `-- name: IsOperational :one
+select e.operational from endpoints e where e.id = $1
+`
+
+func (q *Queries) IsOperational(ctx context.Context, id uuid.UUID) (bool, error) {
+	row := q.db.QueryRow(ctx, isOperational, id)
+	var operational bool
+	err := row.Scan(&operational)
+	return operational, err
+}
+
 const lockEndpointSource = `-- name: LockEndpointSource :one
 
 select e.verification from endpoints e where e.id = $1 and e.deleted_at is null for update
@@ -116,17 +127,21 @@ update endpoints set
     duplicates = coalesce($3, duplicates),
     lane = coalesce($4, lane),
     ordering = coalesce($5, ordering),
+    event_type = coalesce($6, event_type),
+    record_skipped = coalesce($7, record_skipped),
     updated_at = now()
-where id = $6
+where id = $8
 `
 
 type UpdateEndpointParams struct {
-	Name         *string
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Lane         *string
-	Ordering     json.RawMessage
-	ID           uuid.UUID
+	Name          *string
+	Verification  json.RawMessage
+	Duplicates    json.RawMessage
+	Lane          *string
+	Ordering      json.RawMessage
+	EventType     json.RawMessage
+	RecordSkipped *bool
+	ID            uuid.UUID
 }
 
 // What is null stays as it is.
@@ -137,6 +152,8 @@ func (q *Queries) UpdateEndpoint(ctx context.Context, arg UpdateEndpointParams) 
 		arg.Duplicates,
 		arg.Lane,
 		arg.Ordering,
+		arg.EventType,
+		arg.RecordSkipped,
 		arg.ID,
 	)
 	return err

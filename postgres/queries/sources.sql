@@ -7,6 +7,9 @@ select e.verification from endpoints e where e.id = $1 and e.deleted_at is null 
 -- name: OrderingOfEndpoint :one
 select e.ordering from endpoints e where e.id = $1;
 
+-- name: IsOperational :one
+select e.operational from endpoints e where e.id = $1;
+
 -- name: UpdateEndpoint :exec
 -- What is null stays as it is.
 update endpoints set
@@ -15,6 +18,8 @@ update endpoints set
     duplicates = coalesce(sqlc.narg(duplicates), duplicates),
     lane = coalesce(sqlc.narg(lane), lane),
     ordering = coalesce(sqlc.narg(ordering), ordering),
+    event_type = coalesce(sqlc.narg(event_type), event_type),
+    record_skipped = coalesce(sqlc.narg(record_skipped), record_skipped),
     updated_at = now()
 where id = sqlc.arg(id);
 
