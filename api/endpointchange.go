@@ -41,6 +41,9 @@ func (s *Server) UpdateEndpoint(ctx context.Context, request openapi.UpdateEndpo
 		if err := change.keepOperational(ctx, q); err != nil {
 			return err
 		}
+		if err := change.keepOrder(ctx, q); err != nil {
+			return err
+		}
 		if err := change.exchangeSecrets(ctx, q, old, tenant); err != nil {
 			return err
 		}
@@ -80,6 +83,9 @@ func parseChange(body *openapi.EndpointChange) (*endpointChange, error) {
 		if change.row.Duplicates, err = parseDuplicates(*body.Duplicates); err != nil {
 			return nil, err
 		}
+	}
+	if change.row.Ordering, err = parseOrdering(body.Ordering); err != nil {
+		return nil, err
 	}
 	if body.EventType != nil {
 		if change.row.EventType, err = parseEventType("event_type", body.EventType); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -32,6 +33,40 @@ func parseOrdering(o *openapi.Ordering) ([]byte, error) {
 		return nil, fmt.Errorf("write ordering: %w", err)
 	}
 	return stored, nil
+}
+
+// keepOrder refuses to exchange what an endpoint orders by. The deliveries that wait are in lines of the old key, and nobody can say
+// which of those that come later belong behind which of them; nor do all processes learn of a change at one moment. The endpoint
+// is locked.
+func (c *endpointChange) keepOrder(ctx context.Context, q *db.Queries) error {
+	if c.row.Ordering == nil {
+		return nil
+	}
+	stored, err := q.OrderingOfEndpoint(ctx, c.row.ID)
+	if err != nil {
+		return err
+	}
+	const instead = "Make an endpoint with the ordering that you want, and delete this one when nothing waits for it any more"
+	if stored == nil {
+		return invalidField("ordering", "can't be added, because what was accepted without it keeps no order. %s", instead)
+	}
+	var old, wanted webhook.OrderPolicy
+	if err := errors.Join(json.Unmarshal(stored, &old), json.Unmarshal(c.row.Ordering, &wanted)); err != nil {
+		return fmt.Errorf("read ordering: %w", err)
+	}
+	for _, m := range []struct {
+		name string
+		same bool
+	}{
+		{"source", old.Source == wanted.Source},
+		{"header", strings.EqualFold(old.Header, wanted.Header)},
+		{"path", old.Path == wanted.Path},
+	} {
+		if !m.same {
+			return invalidField("ordering."+m.name, "can't be exchanged, because what waits keeps its place in the old order; only on_dead can. %s", instead)
+		}
+	}
+	return nil
 }
 
 // ReleaseDelivery lets what waits behind a dead delivery go on.

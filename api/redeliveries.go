@@ -1,7 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -35,6 +38,9 @@ func (s *Server) CreateRedeliveryJob(ctx context.Context, request openapi.Create
 	if err != nil {
 		return nil, err
 	}
+	if err := addJobKey(&job, request); err != nil {
+		return nil, err
+	}
 	var answer openapi.CreateRedeliveryJobResponseObject
 	err = s.inTenant(ctx, func(tx pgx.Tx, tenant uuid.UUID) error {
 		q := db.New(tx)
@@ -53,6 +59,20 @@ func (s *Server) CreateRedeliveryJob(ctx context.Context, request openapi.Create
 		return nil, fmt.Errorf("create redelivery job: %w", err)
 	}
 	return answer, nil
+}
+
+// addJobKey adds the key under which the same request may come again.
+func addJobKey(job *db.InsertRedeliveryJobParams, request openapi.CreateRedeliveryJobRequestObject) (err error) {
+	if job.KeyHash, err = redeliveryKey(request.Params.IdempotencyKey); err != nil || job.KeyHash == nil {
+		return err
+	}
+	body, err := json.Marshal(request.Body)
+	if err != nil {
+		return fmt.Errorf("write request: %w", err)
+	}
+	hash := sha256.Sum256(body)
+	job.RequestHash = hash[:]
+	return nil
 }
 
 // parseJob names the first member that is wrong.
@@ -180,6 +200,12 @@ func createJob(ctx context.Context, q *db.Queries, job db.InsertRedeliveryJobPar
 	if err := q.LockRedeliveryJobs(ctx, job.TenantID.String()); err != nil {
 		return nil, err
 	}
+	if job.KeyHash != nil {
+		known, err := jobOfKey(ctx, q, &job)
+		if known != nil || err != nil {
+			return known, err
+		}
+	}
 	open, err := q.CountOpenRedeliveryJobs(ctx)
 	if err != nil {
 		return nil, err
@@ -190,8 +216,29 @@ func createJob(ctx context.Context, q *db.Queries, job db.InsertRedeliveryJobPar
 	if _, err := q.InsertRedeliveryJob(ctx, job); err != nil {
 		return nil, err
 	}
-	row, err := q.GetRedeliveryJob(ctx, job.ID)
-	return openapi.CreateRedeliveryJob202JSONResponse(jobAnswer(jobRow(row))), err
+	return storedJob(ctx, q, job.ID)
+}
+
+// jobOfKey answers with the job that an earlier request with the same key stored; nil: there was none. Jobs are locked.
+func jobOfKey(ctx context.Context, q *db.Queries, job *db.InsertRedeliveryJobParams) (openapi.CreateRedeliveryJobResponseObject, error) {
+	known, err := q.RedeliveryJobOfKey(ctx, job.KeyHash)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !bytes.Equal(known.RequestHash, job.RequestHash):
+		return nil, &problem{kind: kindKeyConflict, detail: "This Idempotency-Key was used for another redelivery job. Send a new key."}
+	}
+	return storedJob(ctx, q, known.ID)
+}
+
+func storedJob(ctx context.Context, q *db.Queries, jobID uuid.UUID) (openapi.CreateRedeliveryJobResponseObject, error) {
+	row, err := q.GetRedeliveryJob(ctx, jobID)
+	if err != nil {
+		return nil, err
+	}
+	return openapi.CreateRedeliveryJob202JSONResponse(jobAnswer(jobRow(row))), nil
 }
 
 // ListRedeliveryJobs returns a page of jobs.

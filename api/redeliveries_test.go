@@ -2,7 +2,9 @@ package api_test
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -143,4 +145,50 @@ func TestJobsOfOthers(t *testing.T) {
 		require.Equal(t, field, *p.Field)
 	}
 	require.Equal(t, 1, b.count(t, "redelivery_jobs where finished_at is null"))
+}
+
+// A client that heard no answer asks again, and there is one job.
+func TestARedeliveryJobIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	endpoint := b.createEndpoint(t, plainEndpoint)
+	b.deadDelivery(t, endpoint.ID)
+	ask := func(auth, key, body string) answer {
+		return b.do(t, http.MethodPost, redeliveries, strings.NewReader(body), "Authorization", "Bearer "+auth, "Idempotency-Key", key)
+	}
+	body := `{"destination_id":"` + endpoint.Destinations[0].ID + `","rate_per_second":4}`
+	dry := strings.Replace(body, "{", `{"dry_run":true,`, 1)
+	require.Equal(t, http.StatusOK, ask(b.key, "k", dry).status)
+
+	var asking sync.WaitGroup
+	answers := make([]answer, 8)
+	for i := range answers {
+		asking.Go(func() { answers[i] = ask(b.key, "k", body) })
+	}
+	asking.Wait()
+	first := read[openapi.RedeliveryJob](t, answers[0], 202)
+	for _, a := range answers {
+		require.Equal(t, first, read[openapi.RedeliveryJob](t, a, 202))
+	}
+	require.Equal(t, 1, b.count(t, "redelivery_jobs"))
+	require.Equal(t, http.StatusOK, ask(b.key, "k", dry).status, "a dry run has nothing to do with it")
+
+	problem(t, ask(b.key, "k", strings.Replace(body, `_second":4`, `_second":5`, 1)), 409, "idempotency-conflict")
+	for range 9 {
+		read[openapi.RedeliveryJob](t, b.post(t, redeliveries, body), 202)
+	}
+	problem(t, ask(b.key, "another", body), 409, "limit-reached")
+	read[openapi.RedeliveryJob](t, b.command(t, redeliveries+"/"+first.ID+"/cancel"), 200)
+	require.Equal(t, "canceled", read[openapi.RedeliveryJob](t, ask(b.key, "k", body), 202).State, "as it stands by then, also when no more may be made")
+
+	_, other := b.addTenant(t, "another")
+	require.Equal(t, http.StatusUnprocessableEntity, ask(other, "k", body).status, "a key is its tenant's, and so is the destination")
+	for _, key := range []string{"", strings.Repeat("k", 256)} {
+		require.Equal(t, "Idempotency-Key", *problem(t, ask(b.key, key, body), 400, "invalid-parameter").Field)
+	}
+
+	require.NoError(t, postgres.ForgetCommands(t.Context(), b.engine, time.Hour))
+	require.Equal(t, first.ID, read[openapi.RedeliveryJob](t, ask(b.key, "k", body), 202).ID)
+	require.NoError(t, postgres.ForgetCommands(t.Context(), b.engine, 0))
+	require.NotEqual(t, first.ID, read[openapi.RedeliveryJob](t, ask(b.key, "k", body), 202).ID, "a week later it is a new request")
 }

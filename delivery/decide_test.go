@@ -133,6 +133,8 @@ func TestDecidePropertyDeliveriesEnd(t *testing.T) {
 			}
 			least, _ := s.Next(attempt, 0)
 			require.GreaterOrEqual(t, d.Delay, least)
+			most, _ := s.Next(attempt, 1)
+			require.LessOrEqual(t, d.Delay, max(most, delivery.MaxRetryAfter), "a receiver can ask for so much and no more")
 		}
 	})
 }

@@ -209,14 +209,14 @@ func TestWhatDiedIsDeliveredAgain(t *testing.T) {
 	dry, rate := true, 20
 	filter := client.NewRedeliveryJob{DestinationID: &endpoint.Destinations[0].ID, RatePerSecond: &rate}
 	filter.DryRun = &dry
-	counted, err := s.api.CreateRedeliveryJobWithResponse(t.Context(), filter)
+	counted, err := s.api.CreateRedeliveryJobWithResponse(t.Context(), nil, filter)
 	require.NoError(t, err)
 	require.Equal(t, client.RedeliveryCount{Total: events, WouldRedeliver: events - 1, Complete: true,
 		WouldSkip: client.RedeliverySkips{Redelivered: 1}}, *counted.JSON200)
 	require.Equal(t, events+1, s.count(t, "select count(*) from deliveries"), "nothing happened")
 
 	filter.DryRun = nil
-	created, err := s.api.CreateRedeliveryJobWithResponse(t.Context(), filter)
+	created, err := s.api.CreateRedeliveryJobWithResponse(t.Context(), nil, filter)
 	require.NoError(t, err)
 	require.NotNil(t, created.JSON202, string(created.Body))
 	job := s.awaitJob(t, created.JSON202.ID)
@@ -262,7 +262,7 @@ func TestKilledWithCommandsUnderWay(t *testing.T) {
 	before.awaitZero(t, time.Minute, "select count(*) from deliveries where state = 'pending' and (due_at is null or due_at < now() + interval '1 minute')")
 	require.Equal(t, events, before.to(t, dead.Destinations[0], "state = 'dead'"))
 	rate := 10
-	created, err := before.api.CreateRedeliveryJobWithResponse(t.Context(), client.NewRedeliveryJob{EndpointID: &dead.ID, RatePerSecond: &rate})
+	created, err := before.api.CreateRedeliveryJobWithResponse(t.Context(), nil, client.NewRedeliveryJob{EndpointID: &dead.ID, RatePerSecond: &rate})
 	require.NoError(t, err)
 	require.NotNil(t, created.JSON202, string(created.Body))
 	require.Eventually(t, func() bool {

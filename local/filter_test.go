@@ -91,7 +91,7 @@ func TestWhatAFilterLeftOutIsDeliveredAfterAll(t *testing.T) {
 		one, err := a.api.RedeliverWithResponse(t.Context(), left[0].ID, nil)
 		require.NoError(t, err)
 		require.NotNil(t, one.JSON202, string(one.Body))
-		job, err := a.api.CreateRedeliveryJobWithResponse(t.Context(), client.NewRedeliveryJob{DestinationID: &destination, States: &[]string{"skipped"}})
+		job, err := a.api.CreateRedeliveryJobWithResponse(t.Context(), nil, client.NewRedeliveryJob{DestinationID: &destination, States: &[]string{"skipped"}})
 		require.NoError(t, err)
 		require.NotNil(t, job.JSON202, string(job.Body))
 		done := a.awaitJob(t, job.JSON202.ID)

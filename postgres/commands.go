@@ -86,6 +86,8 @@ func ForgetCommands(ctx context.Context, pool *pgxpool.Pool, age time.Duration) 
 	batch := &pgx.Batch{}
 	batch.Queue("delete from delivery_commands where relayed_at < now() - $1 * interval '1 ms'", age.Milliseconds())
 	batch.Queue("delete from redelivery_keys where created_at < now() - $1 * interval '1 ms'", age.Milliseconds())
+	batch.Queue(`update redelivery_jobs set key_hash = null, request_hash = null
+		where key_hash is not null and created_at < now() - $1 * interval '1 ms'`, age.Milliseconds())
 	if err := pool.SendBatch(ctx, batch).Close(); err != nil {
 		return fmt.Errorf("remove old commands: %w", err)
 	}

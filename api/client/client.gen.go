@@ -750,6 +750,11 @@ type EndpointChange struct {
 	Lane *Lane   `json:"lane,omitempty"`
 	Name *string `json:"name,omitempty"`
 
+	// Ordering Only `on_dead` of an ordering can change, for deliveries that die from now on: those that block their key already go
+	// on blocking it until they are released. What is ordered by stays, because what waits keeps its place in the old
+	// order and what came later would not wait behind it: take a new endpoint for another order, or for none.
+	Ordering *Ordering `json:"ordering,omitempty"`
+
 	// RecordSkipped As at creation.
 	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
@@ -1654,6 +1659,13 @@ type ListRedeliveryJobsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// CreateRedeliveryJobParams defines parameters for CreateRedeliveryJob.
+type CreateRedeliveryJobParams struct {
+	// IdempotencyKey Makes this request safe to repeat for seven days: the same key with the same body is answered with the same job, as it
+	// stands by then, and with another body it is a conflict (409). A dry run needs none and uses none up.
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
 // IngestParams defines parameters for Ingest.
 type IngestParams struct {
 	// IdempotencyKey Makes this request safe to repeat: the same key again within the endpoint's window is a duplicate, and with
@@ -2201,7 +2213,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
-	CreateRedeliveryJobWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateRedeliveryJobWithBody(ctx context.Context, params *CreateRedeliveryJobParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateRedeliveryJob Deliver many finished deliveries again
 	//
@@ -2214,7 +2226,7 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
-	CreateRedeliveryJob(ctx context.Context, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateRedeliveryJob(ctx context.Context, params *CreateRedeliveryJobParams, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetRedeliveryJob Read how far a redelivery job is
 	//
@@ -3212,8 +3224,8 @@ func (c *Client) ListRedeliveryJobs(ctx context.Context, params *ListRedeliveryJ
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
-func (c *Client) CreateRedeliveryJobWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateRedeliveryJobRequestWithBody(c.Server, contentType, body)
+func (c *Client) CreateRedeliveryJobWithBody(ctx context.Context, params *CreateRedeliveryJobParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRedeliveryJobRequestWithBody(c.Server, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3235,8 +3247,8 @@ func (c *Client) CreateRedeliveryJobWithBody(ctx context.Context, contentType st
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
-func (c *Client) CreateRedeliveryJob(ctx context.Context, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateRedeliveryJobRequest(c.Server, body)
+func (c *Client) CreateRedeliveryJob(ctx context.Context, params *CreateRedeliveryJobParams, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRedeliveryJobRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5462,18 +5474,18 @@ func NewListRedeliveryJobsRequest(server string, params *ListRedeliveryJobsParam
 }
 
 // NewCreateRedeliveryJobRequest calls the generic CreateRedeliveryJob builder with application/json body
-func NewCreateRedeliveryJobRequest(server string, body CreateRedeliveryJobJSONRequestBody) (*http.Request, error) {
+func NewCreateRedeliveryJobRequest(server string, params *CreateRedeliveryJobParams, body CreateRedeliveryJobJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewCreateRedeliveryJobRequestWithBody(server, "application/json", bodyReader)
+	return NewCreateRedeliveryJobRequestWithBody(server, params, "application/json", bodyReader)
 }
 
 // NewCreateRedeliveryJobRequestWithBody constructs an http.Request for the CreateRedeliveryJob method, with any body, and a specified content type
-func NewCreateRedeliveryJobRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+func NewCreateRedeliveryJobRequestWithBody(server string, params *CreateRedeliveryJobParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -5497,6 +5509,21 @@ func NewCreateRedeliveryJobRequestWithBody(server string, contentType string, bo
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
 
 	return req, nil
 }
@@ -6295,7 +6322,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
-	CreateRedeliveryJobWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error)
+	CreateRedeliveryJobWithBodyWithResponse(ctx context.Context, params *CreateRedeliveryJobParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error)
 
 	// CreateRedeliveryJobWithResponse Deliver many finished deliveries again
 	//
@@ -6308,7 +6335,7 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
-	CreateRedeliveryJobWithResponse(ctx context.Context, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error)
+	CreateRedeliveryJobWithResponse(ctx context.Context, params *CreateRedeliveryJobParams, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error)
 
 	// GetRedeliveryJobWithResponse Read how far a redelivery job is
 	//
@@ -11316,8 +11343,8 @@ func (c *ClientWithResponses) ListRedeliveryJobsWithResponse(ctx context.Context
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
-func (c *ClientWithResponses) CreateRedeliveryJobWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error) {
-	rsp, err := c.CreateRedeliveryJobWithBody(ctx, contentType, body, reqEditors...)
+func (c *ClientWithResponses) CreateRedeliveryJobWithBodyWithResponse(ctx context.Context, params *CreateRedeliveryJobParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error) {
+	rsp, err := c.CreateRedeliveryJobWithBody(ctx, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -11335,8 +11362,8 @@ func (c *ClientWithResponses) CreateRedeliveryJobWithBodyWithResponse(ctx contex
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/v1/redeliveries (the `CreateRedeliveryJob` operationId).
-func (c *ClientWithResponses) CreateRedeliveryJobWithResponse(ctx context.Context, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error) {
-	rsp, err := c.CreateRedeliveryJob(ctx, body, reqEditors...)
+func (c *ClientWithResponses) CreateRedeliveryJobWithResponse(ctx context.Context, params *CreateRedeliveryJobParams, body CreateRedeliveryJobJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRedeliveryJobResponse, error) {
+	rsp, err := c.CreateRedeliveryJob(ctx, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

@@ -745,6 +745,11 @@ type EndpointChange struct {
 	Lane *Lane   `json:"lane,omitempty"`
 	Name *string `json:"name,omitempty"`
 
+	// Ordering Only `on_dead` of an ordering can change, for deliveries that die from now on: those that block their key already go
+	// on blocking it until they are released. What is ordered by stays, because what waits keeps its place in the old
+	// order and what came later would not wait behind it: take a new endpoint for another order, or for none.
+	Ordering *Ordering `json:"ordering,omitempty"`
+
 	// RecordSkipped As at creation.
 	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
@@ -1646,6 +1651,13 @@ type ListRedeliveryJobsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// CreateRedeliveryJobParams defines parameters for CreateRedeliveryJob.
+type CreateRedeliveryJobParams struct {
+	// IdempotencyKey Makes this request safe to repeat for seven days: the same key with the same body is answered with the same job, as it
+	// stands by then, and with another body it is a conflict (409). A dry run needs none and uses none up.
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
 // GetProofsJSONRequestBody defines body for GetProofs for application/json ContentType.
 type GetProofsJSONRequestBody = ProofsRequest
 
@@ -1803,7 +1815,7 @@ type ServerInterface interface {
 	ListRedeliveryJobs(c *gin.Context, params ListRedeliveryJobsParams)
 	// CreateRedeliveryJob Deliver many finished deliveries again
 	// (POST /api/v1/redeliveries)
-	CreateRedeliveryJob(c *gin.Context)
+	CreateRedeliveryJob(c *gin.Context, params CreateRedeliveryJobParams)
 	// GetRedeliveryJob Read how far a redelivery job is
 	// (GET /api/v1/redeliveries/{job_id})
 	GetRedeliveryJob(c *gin.Context, jobID JobID)
@@ -3202,6 +3214,33 @@ func (siw *ServerInterfaceWrapper) ListRedeliveryJobs(c *gin.Context) {
 // CreateRedeliveryJob operation middleware
 func (siw *ServerInterfaceWrapper) CreateRedeliveryJob(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateRedeliveryJobParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -3209,7 +3248,7 @@ func (siw *ServerInterfaceWrapper) CreateRedeliveryJob(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateRedeliveryJob(c)
+	siw.Handler.CreateRedeliveryJob(c, params)
 }
 
 // GetRedeliveryJob operation middleware
@@ -7840,7 +7879,8 @@ func (response ListRedeliveryJobsdefaultApplicationProblemPlusJSONResponse) Visi
 }
 
 type CreateRedeliveryJobRequestObject struct {
-	Body *CreateRedeliveryJobJSONRequestBody
+	Params CreateRedeliveryJobParams
+	Body   *CreateRedeliveryJobJSONRequestBody
 }
 
 type CreateRedeliveryJobResponseObject interface {
@@ -9678,8 +9718,10 @@ func (sh *strictHandler) ListRedeliveryJobs(ctx *gin.Context, params ListRedeliv
 }
 
 // CreateRedeliveryJob operation middleware
-func (sh *strictHandler) CreateRedeliveryJob(ctx *gin.Context) {
+func (sh *strictHandler) CreateRedeliveryJob(ctx *gin.Context, params CreateRedeliveryJobParams) {
 	var request CreateRedeliveryJobRequestObject
+
+	request.Params = params
 
 	var body CreateRedeliveryJobJSONRequestBody
 	var err error

@@ -138,8 +138,9 @@ func (q *Queries) InsertCommand(ctx context.Context, deliveryID uuid.UUID, tenan
 }
 
 const insertRedeliveryJob = `-- name: InsertRedeliveryJob :one
-insert into redelivery_jobs (id, tenant_id, endpoint_id, destination_id, states, accepted_from, accepted_until, rate_per_second, cursor_event)
-values ($1, $2, $3, $4, $5, $6, $7, $8, uuid_floor($6))
+insert into redelivery_jobs (id, tenant_id, endpoint_id, destination_id, states, accepted_from, accepted_until, rate_per_second,
+    key_hash, request_hash, cursor_event)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, uuid_floor($6))
 returning created_at
 `
 
@@ -152,6 +153,8 @@ type InsertRedeliveryJobParams struct {
 	AcceptedFrom  time.Time
 	AcceptedUntil time.Time
 	RatePerSecond int32
+	KeyHash       []byte
+	RequestHash   []byte
 }
 
 func (q *Queries) InsertRedeliveryJob(ctx context.Context, arg InsertRedeliveryJobParams) (time.Time, error) {
@@ -164,6 +167,8 @@ func (q *Queries) InsertRedeliveryJob(ctx context.Context, arg InsertRedeliveryJ
 		arg.AcceptedFrom,
 		arg.AcceptedUntil,
 		arg.RatePerSecond,
+		arg.KeyHash,
+		arg.RequestHash,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -243,6 +248,22 @@ select pg_advisory_xact_lock(hashtextextended('kapsel redelivery jobs ' || $1::t
 func (q *Queries) LockRedeliveryJobs(ctx context.Context, tenantID string) error {
 	_, err := q.db.Exec(ctx, lockRedeliveryJobs, tenantID)
 	return err
+}
+
+const redeliveryJobOfKey = `-- name: RedeliveryJobOfKey :one
+select j.id, j.request_hash from redelivery_jobs j where j.key_hash = $1
+`
+
+type RedeliveryJobOfKeyRow struct {
+	ID          uuid.UUID
+	RequestHash []byte
+}
+
+func (q *Queries) RedeliveryJobOfKey(ctx context.Context, keyHash []byte) (RedeliveryJobOfKeyRow, error) {
+	row := q.db.QueryRow(ctx, redeliveryJobOfKey, keyHash)
+	var i RedeliveryJobOfKeyRow
+	err := row.Scan(&i.ID, &i.RequestHash)
+	return i, err
 }
 
 const requestCancel = `-- name: RequestCancel :execrows

@@ -367,6 +367,8 @@ type RedeliveryJob struct {
 	NextAt             time.Time
 	CreatedAt          time.Time
 	FinishedAt         *time.Time
+	KeyHash            []byte
+	RequestHash        []byte
 }
 
 type RedeliveryKey struct {

@@ -109,16 +109,28 @@ func (q *Queries) LockEndpointSource(ctx context.Context, id uuid.UUID) (json.Ra
 	return verification, err
 }
 
+const orderingOfEndpoint = `-- name: OrderingOfEndpoint :one
+select e.ordering from endpoints e where e.id = $1
+`
+
+func (q *Queries) OrderingOfEndpoint(ctx context.Context, id uuid.UUID) (json.RawMessage, error) {
+	row := q.db.QueryRow(ctx, orderingOfEndpoint, id)
+	var ordering json.RawMessage
+	err := row.Scan(&ordering)
+	return ordering, err
+}
+
 const updateEndpoint = `-- name: UpdateEndpoint :exec
 update endpoints set
     name = coalesce($1, name),
     verification = coalesce($2, verification),
     duplicates = coalesce($3, duplicates),
     lane = coalesce($4, lane),
-    event_type = coalesce($5, event_type),
-    record_skipped = coalesce($6, record_skipped),
+    ordering = coalesce($5, ordering),
+    event_type = coalesce($6, event_type),
+    record_skipped = coalesce($7, record_skipped),
     updated_at = now()
-where id = $7
+where id = $8
 `
 
 type UpdateEndpointParams struct {
@@ -126,6 +138,7 @@ type UpdateEndpointParams struct {
 	Verification  json.RawMessage
 	Duplicates    json.RawMessage
 	Lane          *string
+	Ordering      json.RawMessage
 	EventType     json.RawMessage
 	RecordSkipped *bool
 	ID            uuid.UUID
@@ -138,6 +151,7 @@ func (q *Queries) UpdateEndpoint(ctx context.Context, arg UpdateEndpointParams) 
 		arg.Verification,
 		arg.Duplicates,
 		arg.Lane,
+		arg.Ordering,
 		arg.EventType,
 		arg.RecordSkipped,
 		arg.ID,

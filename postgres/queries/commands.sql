@@ -31,9 +31,13 @@ select pg_try_advisory_xact_lock(hashtextextended('kapsel redelivery count ' || 
 select count(*) from redelivery_jobs j where j.finished_at is null;
 
 -- name: InsertRedeliveryJob :one
-insert into redelivery_jobs (id, tenant_id, endpoint_id, destination_id, states, accepted_from, accepted_until, rate_per_second, cursor_event)
-values ($1, $2, $3, $4, $5, $6, $7, $8, uuid_floor($6))
+insert into redelivery_jobs (id, tenant_id, endpoint_id, destination_id, states, accepted_from, accepted_until, rate_per_second,
+    key_hash, request_hash, cursor_event)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, uuid_floor($6))
 returning created_at;
+
+-- name: RedeliveryJobOfKey :one
+select j.id, j.request_hash from redelivery_jobs j where j.key_hash = $1;
 
 -- name: ListRedeliveryJobs :many
 select j.id, j.state, j.endpoint_id, j.destination_id, j.states, j.accepted_from, j.accepted_until, j.rate_per_second, j.total, j.done,

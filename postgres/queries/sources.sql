@@ -4,6 +4,9 @@
 -- Serialises those who change an endpoint's verification or its secrets, so that the two always fit.
 select e.verification from endpoints e where e.id = $1 and e.deleted_at is null for update;
 
+-- name: OrderingOfEndpoint :one
+select e.ordering from endpoints e where e.id = $1;
+
 -- name: IsOperational :one
 select e.operational from endpoints e where e.id = $1;
 
@@ -14,6 +17,7 @@ update endpoints set
     verification = coalesce(sqlc.narg(verification), verification),
     duplicates = coalesce(sqlc.narg(duplicates), duplicates),
     lane = coalesce(sqlc.narg(lane), lane),
+    ordering = coalesce(sqlc.narg(ordering), ordering),
     event_type = coalesce(sqlc.narg(event_type), event_type),
     record_skipped = coalesce(sqlc.narg(record_skipped), record_skipped),
     updated_at = now()
