@@ -58,7 +58,7 @@ On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
 				Engine: engine, API: management, Log: log, Notify: notifier.Notify,
 				Allow: config.AllowNetworks, PublicURL: config.PublicURL, Metrics: registry,
 				HeadsOnly: config.LogPublic == "heads",
-				Current: func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
+				Current:   func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
 			})
 			if err != nil { // with two pools, only this can be wrong
 				return fmt.Errorf("PUBLIC_URL: %w", err)
