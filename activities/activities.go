@@ -43,6 +43,8 @@ type SendResult struct {
 	// Canceled: nothing was sent, and the delivery is over, as is recorded: somebody canceled it, or deleted its destination. (Progress or Moved
 	// says so too, to a worker of the version before.)
 	Canceled bool `json:",omitempty"`
+	// Dead: nothing was sent, and the delivery is over, as is recorded: its payload is erased. (Progress or Moved as above.)
+	Dead bool `json:",omitempty"`
 	// Held: nothing was sent, because the destination is paused or disabled, its circuit is open, or it allows no more now.
 	Held bool
 	// Wait (of a held one) is how long the delivery is to wait in the queue; 0: it is due at once.

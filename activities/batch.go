@@ -192,12 +192,17 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 
 // attempt sends one delivery once there is a place at its destination, and records it.
 func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
+	start := postgres.Start{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt}
 	switch {
-	case to.target != nil && row.Canceled:
-		b.cancel(ctx, row, to, delivery.ReasonRequested)
+	case to.target == nil:
+	case row.Canceled:
+		b.endUnsent(ctx, row, to, canceling(start, delivery.ReasonRequested))
 		return
-	case to.target != nil && to.Deleted:
-		b.cancel(ctx, row, to, delivery.ReasonDestinationDeleted)
+	case to.Deleted:
+		b.endUnsent(ctx, row, to, canceling(start, delivery.ReasonDestinationDeleted))
+		return
+	case row.Payload.Erased():
+		b.endUnsent(ctx, row, to, erasing(start))
 		return
 	}
 	permit, probe := b.mayBegin(ctx, row, to)

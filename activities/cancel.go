@@ -51,58 +51,7 @@ func endCanceled(d *postgres.Delivery, reason delivery.Reason, endpointURL strin
 	return postgres.Change{Delivery: d, Attempts: []postgres.Attempt{end}}, nil
 }
 
-// cancel ends d without an attempt.
-func (r *Recording) cancel(d *postgres.Delivery) (postgres.Change, error) {
-	before := *d
-	if r.Unused {
-		d.LostStarts = max(d.LostStarts-1, 0)
-	}
-	change, err := endCanceled(d, r.Cancel, r.Outcome.EndpointURL)
-	if err != nil {
-		*d = before
-	}
-	return change, err
-}
-
-// canceling is the recording that ends a delivery before it is sent: somebody canceled it, or deleted its destination. Unused
-// says that the start that was counted for it never became a request.
-func canceling(to *postgres.Destination, start postgres.Start, reason delivery.Reason, unused bool) (Recording, error) {
-	endpointURL, err := attestation.EndpointURL(to.URL, to.SecretPath)
-	return Recording{
-		Delivery: start.Delivery, Epoch: start.Epoch, Attempt: start.Attempt,
-		Cancel: reason, Unused: unused, Outcome: Outcome{EndpointURL: endpointURL},
-	}, err
-}
-
-// cancelUnsent ends a delivery before its carrier sends it. An error is one of SendAttempt, and nothing was
-// sent: it is tried again, and finds the delivery over if it was recorded after all.
-func (a *Activities) cancelUnsent(ctx context.Context, to *postgres.Destination, start postgres.Start, reason delivery.Reason, unused bool) (SendResult, error) {
-	recording, err := canceling(to, start, reason, unused)
-	var progress Progress
-	if err == nil {
-		progress, err = a.Recorder.Record(ctx, recording)
-	}
-	switch {
-	case err != nil:
-		return SendResult{}, temporal.NewApplicationErrorWithCause("cancel delivery", notSent, err)
-	case progress.State != string(delivery.Canceled):
-		return SendResult{Moved: true}, nil
-	}
-	return SendResult{Canceled: true, Progress: &progress}, nil
-}
-
-// cancel ends a delivery of the batch before it is sent. If it can't be recorded it goes back into the queue, where whoever
-// carries it next, or carries out the command, finds it.
-func (b *batch) cancel(ctx context.Context, row postgres.BatchRow, to *batchTarget, reason delivery.Reason) {
-	b.decided.Done()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
-	defer cancel()
-	recording, err := canceling(to.Destination, postgres.Start{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt}, reason, true)
-	if err == nil {
-		recording.Commitment = &row.Payload.Commitment
-		_, err = b.recordInTime(ctx, recording)
-	}
-	if err != nil {
-		b.putOff(row, unusableDelay)
-	}
+// canceling is the recording that ends a delivery before it is sent: somebody canceled it, or deleted its destination.
+func canceling(start postgres.Start, reason delivery.Reason) Recording {
+	return Recording{Delivery: start.Delivery, Epoch: start.Epoch, Attempt: start.Attempt, Cancel: reason}
 }

@@ -119,5 +119,6 @@ func parkFor(wait time.Duration) time.Duration { return wait + rand.N(parkSpread
 func (o *Outcome) verdict() postgres.Verdict {
 	judged := delivery.Judge(o.ResponseStatus, delivery.ErrorClass(o.Error))
 	probe, _ := uuid.Parse(o.Probe) // what isn't one is none
-	return postgres.Verdict{Counts: judged != delivery.NoVerdict, Failed: judged == delivery.ReceiverFails, Probe: probe}
+	return postgres.Verdict{Counts: judged != delivery.NoVerdict, Failed: judged == delivery.ReceiverFails, Probe: probe,
+		Status: o.ResponseStatus, Error: o.Error}
 }

@@ -47,7 +47,7 @@ func (n *naiveTree) root(from, to int) []byte {
 	return root
 }
 
-// storedLeaf is a row of merkle_leaves.
+// storedLeaf is a row of merkle_leaves. Tenant and attempt of a key transition are uuid.Nil.
 type storedLeaf struct {
 	Index    int64
 	TenantID uuid.UUID
@@ -81,8 +81,9 @@ func collect[T any](t testing.TB, b *testBundle, sql string, args ...any) []T {
 // (of a log of more than 200 leaves, of every seventh). It returns the number of leaves and the signed heads.
 func checkLog(t testing.TB, b *testBundle) (int, []storedHead) {
 	t.Helper()
-	leaves := collect[storedLeaf](t, b, `select leaf_index, tenant_id, attempt_id, leaf_hash, leaf, secrets
-		from merkle_leaves where log_id = $1 order by leaf_index`, b.log.ID)
+	leaves := collect[storedLeaf](t, b, `select leaf_index,
+		coalesce(tenant_id, '00000000-0000-0000-0000-000000000000'), coalesce(attempt_id, '00000000-0000-0000-0000-000000000000'),
+		leaf_hash, leaf, secrets from merkle_leaves where log_id = $1 order by leaf_index`, b.log.ID)
 	tree := &naiveTree{full: map[[2]int][]byte{}}
 	for i, l := range leaves {
 		require.EqualValues(t, i, l.Index)
@@ -144,6 +145,9 @@ func checkLeavesOfAttempts(t testing.TB, b *testBundle, leaves []storedLeaf) {
 	}
 	var want []indexRow
 	for _, l := range leaves {
+		if l.Attempt == uuid.Nil {
+			continue
+		}
 		want = append(want, indexRow{l.Attempt, l.TenantID, l.Index})
 	}
 	got := collect[indexRow](t, b, "select attempt_id, tenant_id, leaf_index from leaf_of_attempt where log_id = $1 order by leaf_index", b.log.ID)
@@ -157,11 +161,12 @@ func checkHeads(t testing.TB, b *testBundle, tree *naiveTree) []storedHead {
 		where log_id = $1 and signature is not null order by "timestamp"`, b.log.ID)
 	for i, h := range heads {
 		require.Equal(t, tree.root(0, int(h.TreeSize)), h.RootHash)
-		require.NoError(t, verify.TreeHead(h.signed(), b.log.PublicKey))
+		key := b.keyOf(t, h)
+		require.NoError(t, verify.TreeHead(h.signed(), key))
 		checkpoint, err := verify.ParseCheckpoint(h.Checkpoint)
 		require.NoError(t, err)
 		require.Equal(t, b.log.Origin, checkpoint.Origin)
-		carried, err := checkpoint.Verify(b.log.PublicKey)
+		carried, err := checkpoint.Verify(key)
 		require.NoError(t, err)
 		require.Equal(t, h.signed(), carried)
 		if i > 0 {
@@ -184,12 +189,21 @@ func checkPackages(t testing.TB, b *testBundle, leaves []storedLeaf, heads []sto
 		step = 7
 	}
 	for i := 0; i < len(leaves); i += step {
+		if leaves[i].Attempt == uuid.Nil {
+			continue
+		}
 		for _, head := range heads {
 			if int64(i) < head.TreeSize {
 				pkg, err := b.evidence(t, leaves[i], head).Package()
 				require.NoError(t, err)
-				_, err = verify.Package(pkg, verify.Options{VKey: b.log.VKey})
+				_, err = verify.Package(pkg, verify.Options{VKey: b.presentVKey(t)})
 				require.NoError(t, err)
+				_, err = verify.Package(pkg, verify.Options{VKey: b.log.VKey}) // the first key's
+				if b.trustGoesForward(t, head) {
+					require.NoError(t, err)
+				} else {
+					require.ErrorIs(t, err, verify.ErrUntrustedKey)
+				}
 				break
 			}
 		}
@@ -199,12 +213,16 @@ func checkPackages(t testing.TB, b *testBundle, leaves []storedLeaf, heads []sto
 // evidence assembles what proves a leaf, from the database alone.
 func (b *testBundle) evidence(t testing.TB, leaf storedLeaf, head storedHead) attestation.Evidence {
 	t.Helper()
-	salts, err := attestation.SaltsOf(leaf.Secrets[:32], leaf.Secrets[32:])
-	require.NoError(t, err)
+	var salts *verify.Salts // none if the payload was erased
+	if leaf.Secrets != nil {
+		var err error
+		salts, err = attestation.SaltsOf(leaf.Secrets[:32], leaf.Secrets[32:])
+		require.NoError(t, err)
+	}
 	path, err := attestation.ProveInclusion(context.Background(), b.readTiles, uint64(leaf.Index), uint64(head.TreeSize))
 	require.NoError(t, err)
 	return attestation.Evidence{
-		Origin: b.log.Origin, Key: b.log.PublicKey, Leaf: leaf.Leaf, Salts: salts,
+		Origin: b.log.Origin, Key: b.keyOf(t, head), Leaf: leaf.Leaf, Salts: salts, History: b.history(t, head.TreeSize),
 		Proof: verify.InclusionProof{LeafIndex: uint64(leaf.Index), TreeSize: uint64(head.TreeSize), Hashes: path},
 		Head:  head.signed(), Checkpoint: head.Checkpoint,
 	}

@@ -25,7 +25,9 @@ type Recording struct {
 	Commitment *postgres.Commitment
 	// Cancel, if set, is why the delivery ends here: Attempt is not made, and a leaf of kind canceled says so.
 	Cancel delivery.Reason
-	// Unused (of a cancel): the start that the claim counted surely never became a request.
+	// Erased: the delivery ends here, because nothing is left to send: Attempt is not made, and a leaf of kind dead says so.
+	Erased bool
+	// Unused (of both): the start that the claim counted surely never became a request.
 	Unused bool
 	// LookOnly: record nothing, only say where the delivery stands.
 	LookOnly bool
@@ -174,8 +176,11 @@ func (r *Recording) standing(d *postgres.Delivery) Progress {
 
 // apply makes the attempt's leaf, the terminal leaf if the delivery is over, and moves d to where it stands then.
 func (r *Recording) apply(d *postgres.Delivery) (postgres.Change, error) {
-	if r.Cancel != "" {
-		return r.cancel(d)
+	switch {
+	case r.Cancel != "":
+		return r.endUnsent(d, func() (postgres.Change, error) { return endCanceled(d, r.Cancel, r.Outcome.EndpointURL) })
+	case r.Erased:
+		return r.endUnsent(d, func() (postgres.Change, error) { return endErased(d, r.Outcome.EndpointURL) })
 	}
 	before := *d
 	attempt, err := r.attempt(d)
@@ -255,6 +260,9 @@ func decisionAttempt(d *postgres.Delivery, kind delivery.Kind, reason, endpointU
 		Outcome:     reason,
 		AttemptedAt: time.Now(),
 		EndpointURL: endpointURL,
+	}
+	if delivery.Reason(reason) == delivery.ReasonErased {
+		attempt.Error = string(delivery.ErrorErased)
 	}
 	err := addLeaf(d, &attempt, d.NextAttempt-1, d.LostStarts, hashes{})
 	return attempt, err

@@ -79,6 +79,9 @@ func TestRecordProperty(t *testing.T) {
 			}
 		}
 	})
+	require.Zero(t, value[int](t, b, `select count(*) from delivery_queue q where not exists (
+		select from deliveries d where d.id = q.delivery_id and d.state = 'pending' and d.next_attempt = q.attempt)`),
+		"whatever happens, what is in the queue can be carried")
 	require.NoError(t, b.sealing().SealNow(t.Context(), b.log.ID))
 	checkLog(t, b)
 	require.Zero(t, value[int](t, b, `select count(*) from attempts a

@@ -84,6 +84,7 @@ type sealer struct {
 	log       uuid.UUID
 	key       [32]byte // SHA-256 of the public key
 	signer    *attestation.Signer
+	former    []formerKey
 	highWater *attestation.HighWater
 	logger    *zap.Logger
 	last      int64     // ID after which the queue is read
@@ -110,7 +111,11 @@ func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
 	for {
 		activity.RecordHeartbeat(ctx)
 		poked := s.poked() // before the work: what is queued during it wakes the loop again
-		if err := one.seal(ctx, false); err != nil {
+		err := one.seal(ctx, false)
+		if errors.Is(err, postgres.ErrKeyChanged) {
+			one, err = s.open(ctx, log) // goes on with the new key, and stops where this worker doesn't have it
+		}
+		if err != nil {
 			return err
 		}
 		select {
@@ -137,7 +142,13 @@ func (s *Sealing) SealNow(ctx context.Context, log uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	return one.seal(ctx, true)
+	err = one.seal(ctx, true)
+	if errors.Is(err, postgres.ErrKeyChanged) {
+		if one, err = s.open(ctx, log); err == nil {
+			err = one.seal(ctx, true)
+		}
+	}
+	return err
 }
 
 // open loads a log's key and makes sure that it is the log's.
@@ -150,14 +161,16 @@ func (s *Sealing) open(ctx context.Context, log uuid.UUID) (*sealer, error) {
 		return nil, fmt.Errorf("open log %s: %w", id.Log.Format(log), err)
 	}
 	name := id.Log.Format(log)
-	signer, err := attestation.LoadSigner(filepath.Join(s.config.KeyDir, name+".seed"), row.Origin)
+	signer, err := attestation.FindSigner(s.config.KeyDir, name, row.Origin, row.PublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("open log %s: %w", name, err)
 	}
-	if !bytes.Equal(signer.PublicKey(), row.PublicKey) {
-		return nil, fmt.Errorf("open log %s: the key in %s isn't the log's", name, s.config.KeyDir)
+	former, err := s.formerKeys(ctx, log, row.Origin)
+	if err != nil {
+		return nil, fmt.Errorf("open log %s: %w", name, err)
 	}
 	return &sealer{
+		former:    former,
 		db:        s.config.DB,
 		log:       log,
 		key:       sha256.Sum256(row.PublicKey),
@@ -195,7 +208,7 @@ func (s *sealer) seal(ctx context.Context, force bool) error {
 
 // grow checks every leaf before any gets an index, and appends those that are right.
 func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growth, error) {
-	if err := s.continues(ctx, batch.RootOf); err != nil {
+	if err := s.highWater.Continues(ctx, batch.RootOf); err != nil {
 		return postgres.Growth{}, err
 	}
 	tree, err := openTree(ctx, batch)
@@ -224,28 +237,6 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 		growth.Tiles = append(growth.Tiles, postgres.Tile{TileID: postgres.TileID(t.ID()), Hashes: t.Hashes})
 	}
 	return growth, nil
-}
-
-// continues refuses to go on with a log that isn't the continuation of what was published: one that is smaller than it
-// once was, because its database was restored from an old backup, or that has another root at the published size, because
-// two databases were once sealed. Other leaves at published indexes would be a second tree, and to grow it beyond the
-// record would hide that.
-func (s *sealer) continues(ctx context.Context, rootOf func(context.Context, uint64) ([]byte, error)) error {
-	recorded, err := s.highWater.Read()
-	if err != nil {
-		return err
-	}
-	root, err := rootOf(ctx, recorded.TreeSize)
-	if err != nil {
-		return err
-	}
-	switch {
-	case root == nil:
-		return fmt.Errorf("a head of %d leaves was published, and the log has none of that size: %w", recorded.TreeSize, attestation.ErrHighWaterConflict)
-	case !bytes.Equal(root, recorded.RootHash):
-		return fmt.Errorf("the log has another root at size %d than was published: %w", recorded.TreeSize, attestation.ErrHighWaterConflict)
-	}
-	return nil
 }
 
 // openTree restores the tree from its edge tiles, which must lead to the root that is stored with its size.
@@ -278,7 +269,7 @@ func (s *sealer) reject(queued postgres.QueuedLeaf) string {
 	}
 	leaf, err := verify.ParseLeaf(queued.Bytes)
 	switch {
-	case len(queued.Secrets) != 2*attestation.SecretSize:
+	case len(queued.Secrets) != 0 && len(queued.Secrets) != 2*attestation.SecretSize: // none: the payload is erased
 		return "secrets have the wrong length"
 	case err != nil:
 		return err.Error()
@@ -313,7 +304,7 @@ func (s *sealer) publish(ctx context.Context, force bool) error {
 
 func (s *sealer) sign(ctx context.Context, head postgres.Head) error {
 	rootOf := func(ctx context.Context, size uint64) ([]byte, error) { return postgres.RootOf(ctx, s.db, s.log, size) }
-	err := s.continues(ctx, rootOf)
+	err := s.highWater.Continues(ctx, rootOf)
 	if err == nil {
 		err = s.highWater.Advance(ctx, attestation.Head(head))
 	}
@@ -325,13 +316,9 @@ func (s *sealer) sign(ctx context.Context, head postgres.Head) error {
 	if err != nil {
 		return err
 	}
-	sth, err := s.signer.SignTreeHead(attestation.Head(head))
+	sth, checkpoint, err := attestation.SignHead(attestation.Head(head), s.signer, s.overlapping(head.Timestamp)...)
 	if err != nil {
-		return fmt.Errorf("sign tree head: %w", err)
-	}
-	checkpoint, err := s.signer.SignCheckpoint(sth)
-	if err != nil {
-		return fmt.Errorf("sign checkpoint: %w", err)
+		return err
 	}
 	stored, err := postgres.StoreSignatures(ctx, s.db, s.log, head, sth.Signature, checkpoint)
 	if stored {

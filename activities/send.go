@@ -59,9 +59,11 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	case errors.Is(err, postgres.ErrMoved):
 		return a.alreadyRecorded(ctx, deliveryID, in)
 	case errors.Is(err, postgres.ErrDeleted):
-		return a.cancelUnsent(ctx, &out.Destination, start, delivery.ReasonDestinationDeleted, counted)
+		return a.endUnsent(ctx, &out.Destination, canceling(start, delivery.ReasonDestinationDeleted), counted)
 	case errors.Is(err, postgres.ErrCanceled):
-		return a.cancelUnsent(ctx, &out.Destination, start, delivery.ReasonRequested, counted)
+		return a.endUnsent(ctx, &out.Destination, canceling(start, delivery.ReasonRequested), counted)
+	case errors.Is(err, postgres.ErrPayloadErased):
+		return a.endUnsent(ctx, &out.Destination, erasing(start), counted)
 	case errors.Is(err, postgres.ErrHeld):
 		return SendResult{Held: true, Unused: counted}, nil
 	case err != nil:
@@ -131,6 +133,9 @@ func (a *Activities) alreadyRecorded(ctx context.Context, deliveryID uuid.UUID, 
 	}
 	if progress.Moved && progress.State == string(delivery.Canceled) {
 		return SendResult{Canceled: true, Moved: true}, nil
+	}
+	if progress.Moved && progress.State == string(delivery.Dead) {
+		return SendResult{Dead: true, Moved: true}, nil
 	}
 	if progress.Moved {
 		return SendResult{Moved: true}, nil

@@ -66,7 +66,7 @@ func (s *Server) ingest(c *gin.Context) {
 	c.Data(http.StatusOK, "application/json", []byte(`{"event_id":"`+event+`"}`+"\n"))
 }
 
-// findEndpoint answers an ID that can't be one like one that isn't.
+// findEndpoint answers an ID that can't be one like one that isn't, and so an operational endpoint, to which nothing is sent.
 func (s *Server) findEndpoint(c *gin.Context) (*endpoint, error) {
 	endpointID, err := id.Endpoint.Parse(c.Param("endpoint_id"))
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *Server) findEndpoint(c *gin.Context) (*endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e == nil {
+	if e == nil || e.operational {
 		return nil, notFound("endpoint")
 	}
 	c.Set(keyTenant, id.Tenant.Format(e.tenant))
@@ -93,16 +93,22 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 		}
 		return postgres.Accepted{}, fmt.Errorf("find duplicate key: %w", err)
 	}
-	row := newAcceptance(e, c.Request, body)
+	ctx, cancel := context.WithTimeout(c.Request.Context(), requestTimeout)
+	defer cancel()
+	row, err := s.newAcceptance(ctx, e, c.Request, body)
+	if err != nil {
+		return postgres.Accepted{}, err
+	}
 	if keyed {
 		bodyHash := sha256.Sum256(body)
 		row.Duplicate = &postgres.DuplicateKey{Hash: key.Hash[:], BodyHash: bodyHash[:], Window: e.duplicates.Window()}
 	}
-	ctx, cancel := context.WithTimeout(c.Request.Context(), requestTimeout)
-	defer cancel()
 	accepted, err := s.group.Do(ctx, row)
 	if err != nil {
 		return postgres.Accepted{}, err
+	}
+	if !accepted.Duplicate {
+		s.metrics.accepted(row)
 	}
 	if accepted.Duplicate && accepted.BodyDiffers && key.Idempotency {
 		return postgres.Accepted{}, &problem{kind: kindKeyConflict, detail: "This Idempotency-Key was used for " +
@@ -112,11 +118,10 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 }
 
 // newAcceptance makes the rows of a webhook. Tenant, log and destinations come from the endpoint, never from the request.
-func newAcceptance(e *endpoint, r *http.Request, body []byte) *postgres.Acceptance {
-	event := id.New()
+func (s *Server) newAcceptance(ctx context.Context, e *endpoint, r *http.Request, body []byte) (*postgres.Acceptance, error) {
 	salt := attestation.NewSecret()
 	row := &postgres.Acceptance{
-		EventID:    event,
+		EventID:    id.New(),
 		TenantID:   e.tenant,
 		EndpointID: e.id,
 		LogID:      e.log,
@@ -128,15 +133,17 @@ func newAcceptance(e *endpoint, r *http.Request, body []byte) *postgres.Acceptan
 		Salt:        salt,
 		Secret:      attestation.NewSecret(),
 	}
+	leave, err := s.look(ctx, e, body)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	if e.ordering != nil {
 		if key, ok := e.ordering.Key(r.Header, body); ok {
 			row.OrderKey = key[:]
 		}
 	}
-	for _, destination := range e.destinations {
-		row.Deliveries = append(row.Deliveries, postgres.NewDelivery{ID: id.At(event), DestinationID: destination})
-	}
-	return row
+	return row, route(ctx, e, row)
 }
 
 // keptHeaders puts Host, which net/http keeps apart, among the others. A header that holds the source's secret is left

@@ -27,6 +27,8 @@ type proven struct {
 	head publishedHead
 	key  []byte // signed the head
 	path [][]byte
+	// history is how the log's key changed, each change with the proof that connects it with head.
+	history []verify.PackageTransition
 }
 
 // attemptLeaf is the leaf of an attempt and its place.
@@ -133,6 +135,7 @@ func (p *proven) evidence() (attestation.Evidence, error) {
 		Proof:      verify.InclusionProof{LeafIndex: uint64(p.leaf.LeafIndex), TreeSize: uint64(p.head.TreeSize), Hashes: p.path},
 		Head:       p.head.signed(),
 		Checkpoint: p.head.Checkpoint,
+		History:    p.history,
 	}, nil
 }
 
@@ -167,7 +170,12 @@ func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*p
 		if p.key, err = q.LogKey(ctx, leaf.LogID, p.head.KeyID); err != nil {
 			return fmt.Errorf("read the head's key: %w", err)
 		}
-		p.path, err = attestation.ProveInclusion(ctx, s.tiles.reader(tx, leaf.LogID), uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
+		tiles := s.tiles.reader(tx, leaf.LogID)
+		p.path, err = attestation.ProveInclusion(ctx, tiles, uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
+		if err != nil {
+			return err
+		}
+		p.history, err = keyHistory(ctx, tx, tiles, leaf.LogID, uint64(p.head.TreeSize))
 		return err
 	})
 	return p, err

@@ -36,6 +36,7 @@ type newDestination struct {
 	circuit  delivery.CircuitSettings
 	headers  http.Header
 	secret   string // whsec_…; empty: not signed by v1
+	filter   *openapi.Filter
 	created  time.Time
 	sending  newSending
 }
@@ -118,6 +119,10 @@ func (s *Server) parseDestination(base string, body *openapi.NewDestination) (*n
 		return nil, err
 	}
 	if d.circuit, err = parseCircuit(join(base, "circuit"), body.Circuit); err != nil {
+		return nil, err
+	}
+	d.filter = body.Filter
+	if d.row.Filter, err = parseFilter(join(base, "filter"), body.Filter); err != nil {
 		return nil, err
 	}
 	if d.headers, err = parseHeaders(join(base, "headers"), value(body.Headers)); err != nil {
@@ -228,7 +233,7 @@ func (d *newDestination) answer() openapi.Destination {
 		ID: id.Destination.Format(d.row.ID), EndpointID: id.Endpoint.Format(d.row.EndpointID), URL: d.row.Url, TimeoutMs: int(d.row.TimeoutMs), Schedule: scheduleAnswer(d.schedule),
 		HeaderNames: append([]string{}, slices.Sorted(maps.Keys(d.headers))...), SecretPath: d.row.SecretPath,
 		MaxConcurrency: limitAnswer(d.row.MaxConcurrency), RatePerSecond: limitAnswer(d.row.RatePerSecond),
-		CreatedAt: d.created, Circuit: newCircuitAnswer(d.circuit),
+		Filter: d.filter, CreatedAt: d.created, Circuit: newCircuitAnswer(d.circuit),
 	}
 	d.addSending(&answer)
 	return answer
@@ -244,11 +249,15 @@ func destinationAnswer(row db.DestinationsOfRow) (openapi.Destination, error) {
 	if err != nil {
 		return openapi.Destination{}, fmt.Errorf("read circuit of %s: %w", name, err)
 	}
+	filter, err := filterAnswer(row.Filter)
+	if err != nil {
+		return openapi.Destination{}, fmt.Errorf("%s: %w", name, err)
+	}
 	return openapi.Destination{
 		ID: name, EndpointID: id.Endpoint.Format(row.EndpointID), URL: row.Url, Circuit: circuit, TimeoutMs: int(row.TimeoutMs), Schedule: scheduleAnswer(schedule), HeaderNames: row.HeaderNames,
 		SecretPath: row.SecretPath, MaxConcurrency: limitAnswer(row.MaxConcurrency), RatePerSecond: limitAnswer(row.RatePerSecond),
 		PausedAt: row.PausedAt, DisabledAt: row.DisabledAt, DisabledReason: row.DisabledReason,
-		CreatedAt: row.CreatedAt,
+		Filter: filter, CreatedAt: row.CreatedAt,
 	}, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/maypok86/otter/v2"
 
+	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/postgres/db"
 	"github.com/kapsel-io/kapsel/webhook"
 )
@@ -19,11 +20,15 @@ import (
 // endpoint is what the way in needs to know of an endpoint.
 type endpoint struct {
 	id, tenant, log uuid.UUID
+	origin          string // of the log
 	source          webhook.Source
 	duplicates      webhook.DuplicatePolicy
 	ordering        *webhook.OrderPolicy // nil: deliveries wait for nobody
+	operational     bool                 // it takes nothing from outside
 	secrets         []sourceSecret       // oldest first
-	destinations    []uuid.UUID
+	eventType       webhook.EventTypePolicy
+	recipients      []recipient
+	recordSkipped   bool // whether what filters leave out is recorded
 }
 
 // sourceSecret is one of an endpoint's secrets, and when it expires; never, if that is the zero time.
@@ -47,20 +52,26 @@ func (e *endpoint) validSecrets(now time.Time) [][]byte {
 const (
 	endpointTTL      = 2 * time.Second
 	cachedEndpoints  = 10_000
+	cachedFilters    = 2_000
+	filterTTL        = 10 * time.Minute // since it was last asked for
 	endpointLoadTime = 5 * time.Second
 )
 
 // endpointCache remembers endpoints, and also that there is none, for endpointTTL. Concurrent misses of one endpoint
 // share one query.
 type endpointCache struct {
-	pool  *pgxpool.Pool
-	cache *otter.Cache[uuid.UUID, *endpoint] // nil: there is none
+	pool    *pgxpool.Pool
+	cache   *otter.Cache[uuid.UUID, *endpoint] // nil: there is none
+	filters *otter.Cache[string, *delivery.CompiledFilter]
 }
 
 func newEndpointCache(pool *pgxpool.Pool) *endpointCache {
 	return &endpointCache{pool: pool, cache: otter.Must(&otter.Options[uuid.UUID, *endpoint]{
 		MaximumSize:      cachedEndpoints,
 		ExpiryCalculator: otter.ExpiryWriting[uuid.UUID, *endpoint](endpointTTL),
+	}), filters: otter.Must(&otter.Options[string, *delivery.CompiledFilter]{
+		MaximumSize:      cachedFilters,
+		ExpiryCalculator: otter.ExpiryAccessing[string, *delivery.CompiledFilter](filterTTL),
 	})}
 }
 
@@ -83,13 +94,23 @@ func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, erro
 	if err != nil {
 		return nil, fmt.Errorf("read endpoint: %w", err)
 	}
-	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, destinations: row.Destinations}
+	destinations, err := db.New(c.pool).DestinationsForIngest(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("read destinations: %w", err)
+	}
+	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, origin: row.Origin, recordSkipped: row.RecordSkipped, operational: row.Operational}
 	for i, secret := range row.Secrets {
 		held := sourceSecret{value: secret}
 		if at := row.SecretExpiries[i]; at > 0 {
 			held.expires = time.UnixMilli(at)
 		}
 		e.secrets = append(e.secrets, held)
+	}
+	for _, d := range destinations {
+		e.recipients = append(e.recipients, c.newRecipient(d))
+	}
+	if err := json.Unmarshal(row.EventType, &e.eventType); err != nil {
+		return nil, fmt.Errorf("read event type policy of endpoint %s: %w", id, err)
 	}
 	if err := json.Unmarshal(row.Verification, &e.source); err != nil {
 		return nil, fmt.Errorf("read verification of endpoint %s: %w", id, err)

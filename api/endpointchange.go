@@ -38,6 +38,9 @@ func (s *Server) UpdateEndpoint(ctx context.Context, request openapi.UpdateEndpo
 		if err != nil {
 			return err
 		}
+		if err := change.keepOperational(ctx, q); err != nil {
+			return err
+		}
 		if err := change.exchangeSecrets(ctx, q, old, tenant); err != nil {
 			return err
 		}
@@ -78,6 +81,12 @@ func parseChange(body *openapi.EndpointChange) (*endpointChange, error) {
 			return nil, err
 		}
 	}
+	if body.EventType != nil {
+		if change.row.EventType, err = parseEventType("event_type", body.EventType); err != nil {
+			return nil, err
+		}
+	}
+	change.row.RecordSkipped = body.RecordSkipped
 	if body.Verification == nil {
 		if body.Secrets != nil {
 			return nil, invalidField("secrets", "can be replaced together with verification only. Add one with POST …/secrets")

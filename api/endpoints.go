@@ -44,7 +44,7 @@ func (s *Server) CreateEndpoint(ctx context.Context, request openapi.CreateEndpo
 		e.row.TenantID = tenant
 		var err error
 		if created, err = q.InsertEndpoint(ctx, e.row); err != nil {
-			return err
+			return onlyOperational(err)
 		}
 		for _, secret := range e.secrets {
 			if err := q.InsertEndpointSecret(ctx, id.New(), e.row.ID, tenant, secret); err != nil {
@@ -64,7 +64,8 @@ func (s *Server) CreateEndpoint(ctx context.Context, request openapi.CreateEndpo
 	s.endpoints.forget(e.row.ID)
 	answer, err := s.endpointAnswer(endpointRow{
 		ID: e.row.ID, Name: e.row.Name, Verification: e.row.Verification, Duplicates: e.row.Duplicates, Lane: e.row.Lane,
-		Ordering: e.row.Ordering, CreatedAt: created, SecretCount: int64(len(e.secrets)),
+		Ordering: e.row.Ordering, EventType: e.row.EventType, RecordSkipped: e.row.RecordSkipped, Operational: e.row.Operational,
+		CreatedAt: created, SecretCount: int64(len(e.secrets)),
 	})
 	if err != nil {
 		return nil, err
@@ -80,11 +81,17 @@ func (s *Server) parseEndpoint(body *openapi.NewEndpoint) (*newEndpoint, error) 
 	if err := validName(body.Name); err != nil {
 		return nil, err
 	}
+	if value(body.Operational) {
+		if err := validOperational(body); err != nil {
+			return nil, err
+		}
+	}
 	source, verification, err := parseVerification(body.Verification)
 	if err != nil {
 		return nil, err
 	}
 	e := &newEndpoint{row: db.InsertEndpointParams{ID: id.New(), Name: body.Name, Verification: verification, Lane: string(openapi.Auto)}}
+	e.row.Operational = value(body.Operational)
 	e.secrets = secretBytes(value(body.Secrets))
 	if err := source.ValidateSecrets(e.secrets); err != nil {
 		return nil, invalidBecause("", err)
@@ -101,6 +108,10 @@ func (s *Server) parseEndpoint(body *openapi.NewEndpoint) (*newEndpoint, error) 
 	if e.row.Ordering, err = parseOrdering(body.Ordering); err != nil {
 		return nil, err
 	}
+	if e.row.EventType, err = parseEventType("event_type", body.EventType); err != nil {
+		return nil, err
+	}
+	e.row.RecordSkipped = body.RecordSkipped == nil || *body.RecordSkipped
 	e.destinations, err = s.parseDestinations(body.Destinations)
 	return e, err
 }
@@ -236,11 +247,18 @@ func (s *Server) endpointAnswer(row endpointRow) (openapi.Endpoint, error) {
 	name := id.Endpoint.Format(row.ID)
 	answer := openapi.Endpoint{
 		ID: name, Name: row.Name, Lane: row.Lane, CreatedAt: row.CreatedAt, SecretCount: int(row.SecretCount),
-		IngestURL:    s.config.PublicURL + "/ingest/" + name,
-		Destinations: []openapi.Destination{},
+		RecordSkipped: row.RecordSkipped,
+		Operational:   row.Operational,
+		Destinations:  []openapi.Destination{},
+	}
+	if !row.Operational {
+		answer.IngestURL = s.config.PublicURL + "/ingest/" + name
 	}
 	var policy webhook.DuplicatePolicy
 	var err error
+	if answer.EventType, err = eventTypeAnswer(row.EventType); err != nil {
+		return answer, fmt.Errorf("%s: %w", name, err)
+	}
 	if answer.Verification, err = verificationAnswer(row.Verification); err != nil {
 		return answer, fmt.Errorf("read verification of %s: %w", name, err)
 	}

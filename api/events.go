@@ -38,7 +38,7 @@ func (s *Server) GetEvent(ctx context.Context, request openapi.GetEventRequestOb
 		}
 		answer = openapi.GetEvent200JSONResponse{
 			ID: id.Event.Format(row.ID), EndpointID: id.Endpoint.Format(row.EndpointID), AcceptedAt: row.AcceptedAt,
-			ContentType: row.ContentType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
+			ContentType: row.ContentType, EventType: row.EventType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
 		}
 		answer.Deliveries, err = readDeliveries(ctx, q, eventID)
 		return err
@@ -72,7 +72,8 @@ func deliveryAnswers(ctx context.Context, q *db.Queries, rows []deliveryRow) ([]
 		answers[i] = openapi.Delivery{
 			ID: id.Delivery.Format(row.ID), EventID: id.Event.Format(row.EventID), EndpointID: id.Endpoint.Format(row.EndpointID),
 			DestinationID: id.Destination.Format(row.DestinationID), CreatedAt: id.Time(row.ID), State: row.State, Lane: row.Lane,
-			DueAt: row.DueAt, FinishedAt: row.FinishedAt, OrderSeq: row.OrderSeq, Attempts: []openapi.Attempt{}, RedeliveryOf: optionalID(id.Delivery, row.RedeliveryOf),
+			FilterError: row.FilterError, DueAt: row.DueAt, FinishedAt: row.FinishedAt, OrderSeq: row.OrderSeq, Attempts: []openapi.Attempt{},
+			RedeliveryOf: optionalID(id.Delivery, row.RedeliveryOf),
 		}
 	}
 	found, err := attemptsOf(ctx, q, rows)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/kapsel-io/kapsel/api/openapi"
+	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres/db"
 	"github.com/kapsel-io/kapsel/webhook"
@@ -49,6 +50,11 @@ func (s *Server) ListEvents(ctx context.Context, request openapi.ListEventsReque
 		if filter.isDear() {
 			look.rows, look.chunk = dearRows, dearChunk
 		}
+		if eventType := filter.row.EventType; eventType != nil {
+			look.end = func(ctx context.Context, before, floor uuid.UUID, chunk int32) (uuid.UUID, error) {
+				return q.EndOfTypeChunk(ctx, *eventType, before, floor, chunk)
+			}
+		}
 		page, err = look.run(ctx)
 		return err
 	})
@@ -59,7 +65,7 @@ func (s *Server) ListEvents(ctx context.Context, request openapi.ListEventsReque
 	for _, row := range page.rows {
 		answer.Data = append(answer.Data, openapi.EventSummary{
 			ID: id.Event.Format(row.ID), EndpointID: id.Endpoint.Format(row.EndpointID), AcceptedAt: row.AcceptedAt,
-			ContentType: row.ContentType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
+			ContentType: row.ContentType, EventType: row.EventType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
 		})
 	}
 	answer.NextCursor, answer.ScannedUntil = page.cursor(id.Event)
@@ -69,6 +75,9 @@ func (s *Server) ListEvents(ctx context.Context, request openapi.ListEventsReque
 func parseEventFilter(params openapi.ListEventsParams) (f eventFilter, err error) {
 	if f.row.EndpointID, err = parseID("endpoint_id", id.Endpoint, params.EndpointID); err != nil {
 		return f, err
+	}
+	if f.row.EventType = params.EventType; f.row.EventType != nil && !delivery.ValidEventType(*f.row.EventType) {
+		return f, invalidParameter("event_type", "must be 1 to %d bytes of printable text", delivery.MaxEventType)
 	}
 	if f.row.MediaType = params.ContentType; f.row.MediaType != nil && !isText(*f.row.MediaType) {
 		return f, invalidParameter("content_type", "must be a media type such as application/json, without its parameters")

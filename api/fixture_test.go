@@ -80,7 +80,7 @@ func (b *testBundle) serve(t testing.TB, configure ...func(*api.Config)) {
 
 func (b *testBundle) addLog(t testing.TB) admin.Log {
 	t.Helper()
-	log, err := admin.CreateLog(t.Context(), b.owner, admin.LogConfig{Host: "kapsel.example", KeyDir: b.keys, HighWaterDir: t.TempDir()})
+	log, err := admin.CreateLog(t.Context(), b.owner, admin.LogConfig{Host: "kapsel.example", KeyDir: b.keys, HighWaterDir: b.keys})
 	require.NoError(t, err)
 	return log
 }

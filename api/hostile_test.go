@@ -196,7 +196,7 @@ func TestQueriesAreReadStrictly(t *testing.T) {
 		require.NotNil(t, p.Field, query)
 		require.Equal(t, field, *p.Field, query)
 	}
-	require.Contains(t, problem(t, b.get(t, "/api/v1/events?x=1"), 400, "invalid-parameter").Detail, "Known are accepted_after, accepted_before, content_type, cursor, delivery_state, endpoint_id, header_name")
+	require.Contains(t, problem(t, b.get(t, "/api/v1/events?x=1"), 400, "invalid-parameter").Detail, "Known are accepted_after, accepted_before, content_type, cursor, delivery_state, endpoint_id, event_type, header_name")
 	for _, path := range []string{
 		"/api/v1/endpoints?endpoint_id=" + endpoint, "/api/v1/endpoints/" + endpoint + "?limit=1", "/api/v1/attestation/keys?log_id=x",
 		"/api/v1/attestation/sth?tree_size=1", "/api/v1/attestation/consistency-proof?old=1", "/api/v1/attestation/proof/da_x?size=1", "/health/ready?x=1",

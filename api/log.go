@@ -119,6 +119,10 @@ func (s *Server) logKeys(ctx context.Context, log db.PublicLogRow) ([]openapi.Ke
 	if err != nil {
 		return nil, fmt.Errorf("read keys of a log: %w", err)
 	}
+	introduced, err := transitionNotes(ctx, s.config.API, log.ID)
+	if err != nil {
+		return nil, err
+	}
 	keys := make([]openapi.Key, len(rows))
 	for i, row := range rows {
 		keys[i] = openapi.Key{
@@ -128,6 +132,7 @@ func (s *Server) logKeys(ctx context.Context, log db.PublicLogRow) ([]openapi.Ke
 		if row.Purpose == "log" {
 			vkey := verify.VKey(log.Origin, row.PublicKey)
 			keys[i].Vkey = &vkey
+			keys[i].Transition = introduced[string(row.KeyID)]
 		}
 	}
 	return keys, nil

@@ -83,6 +83,9 @@ func (s *Server) UpdateDestination(ctx context.Context, request openapi.UpdateDe
 	if err != nil {
 		return nil, fmt.Errorf("update destination: %w", err)
 	}
+	if endpoint, err := id.Endpoint.Parse(answer.EndpointID); err == nil {
+		s.endpoints.forget(endpoint) // its filter, and the URL that leaves of what is skipped name
+	}
 	return openapi.UpdateDestination200JSONResponse(answer), nil
 }
 
@@ -123,6 +126,9 @@ func (s *Server) parseChange(body *openapi.DestinationChange) (db.UpdateDestinat
 		}
 	}
 	var err error
+	if change.Filter, err = parseNewFilter("filter", body.Filter); err != nil {
+		return change, err
+	}
 	if change.MaxConcurrency, err = parseNewLimit("max_concurrency", body.MaxConcurrency); err != nil {
 		return change, err
 	}

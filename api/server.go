@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -56,6 +57,8 @@ type Server struct {
 	endpoints *endpointCache
 	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
 	bodies    *budget
+	looking   chan struct{} // a place for each large body that is looked into, see look
+	metrics   *metrics
 	tiles     *tileCache
 	handler   http.Handler
 }
@@ -82,7 +85,10 @@ func New(config Config) (*Server, error) {
 	if err := config.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, bodies: newBudget(config.MaxBodyBytes), tiles: newTileCache(config.Metrics)}
+	s := &Server{
+		config: config, bodies: newBudget(config.MaxBodyBytes),
+		looking: make(chan struct{}, runtime.GOMAXPROCS(0)), metrics: newMetrics(config.Metrics), tiles: newTileCache(config.Metrics),
+	}
 	s.endpoints = newEndpointCache(config.Engine)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
 		Commit: s.commit,
@@ -186,9 +192,14 @@ func (s *Server) Handler() http.Handler { return s.handler }
 func (s *Server) Close() { s.group.Close() }
 
 // Serve answers requests on listener until ctx ends; then it takes no new ones, gives those in flight 30 s, and closes
-// the server. It returns nil if all of them were answered.
+// the server. It returns nil if all of them were answered. Meanwhile it also takes in operational webhooks.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	defer s.Close()
+	telling, stopTelling := context.WithCancel(ctx)
+	var teller sync.WaitGroup
+	teller.Go(func() { s.tellTenants(telling) })
+	defer teller.Wait()
+	defer stopTelling()
 	server := &http.Server{
 		Handler:           s.handler,
 		ReadHeaderTimeout: readHeaderTimeout,

@@ -48,7 +48,7 @@ const (
 	OutcomeFailed Outcome = "failed"
 )
 
-// Reason is why a delivery is dead or canceled: the outcome of its last leaf.
+// Reason is why a delivery ended without being delivered: the outcome of its dead, canceled or skipped leaf.
 type Reason string
 
 // The reasons.
@@ -63,10 +63,16 @@ const (
 	ReasonUnsendable Reason = "unsendable"
 	// ReasonRequested: somebody canceled it. It is the outcome of a canceled leaf.
 	ReasonRequested Reason = "requested"
+	// ReasonFilter: the destination's filter left the event out. The reason of a skipped delivery.
+	ReasonFilter Reason = "filter"
 )
 
 // ReasonDestinationDeleted is why a delivery is canceled whose destination was deleted: the outcome of its canceled leaf.
 const ReasonDestinationDeleted Reason = "destination_deleted"
+
+// ReasonErased is why a delivery is dead whose payload was erased before it was over: the outcome of its dead leaf, which has the
+// error class ErrorErased.
+const ReasonErased Reason = "payload_erased"
 
 // ErrorClass says why an attempt has no (whole) answer; empty if it has one. It is a class and never free text: it goes
 // into the log, where a message could give away an internal address.
@@ -87,4 +93,5 @@ const (
 	ErrorNetwork           ErrorClass = "network"            // any other failure of the network
 	ErrorRequest           ErrorClass = "request"            // no request can be made of what is configured
 	ErrorProxy             ErrorClass = "proxy"              // the destination's proxy can't be reached, or doesn't connect
+	ErrorErased            ErrorClass = "payload_erased"     // there is nothing left to send; of a decision, never of an attempt
 )

@@ -55,6 +55,8 @@ func TestEveryWayThroughTheWorkflows(t *testing.T) {
 			state: "pending", outcome: "parked"},
 		{name: "destination-deleted", destination: client.NewDestination{URL: dead.URL, Schedule: schedule(1000)}, during: s.deleteAfterFirstAttempt,
 			state: "canceled", outcome: "canceled"},
+		{name: "payload-erased", destination: client.NewDestination{URL: dead.URL, Schedule: schedule(1000)}, during: s.eraseAfterFirstAttempt,
+			state: "dead", outcome: "dead"},
 		{name: "recorded-late", destination: client.NewDestination{URL: slow.URL}, during: s.blockRecording,
 			state: "delivered", outcome: "delivered"},
 		{name: "canceled", destination: client.NewDestination{URL: dead.URL, Schedule: schedule(2_000_000)}, during: s.cancelWhenItWaits,
@@ -108,6 +110,17 @@ func (s *testStack) deleteAfterFirstAttempt(t *testing.T, delivery string) {
 		return s.count(t, "select count(*) from deliveries where id = $1 and next_attempt = 2 and state = 'pending'", deliveryID) == 1
 	}, time.Minute, 20*time.Millisecond)
 	_, err = s.db.Exec(t.Context(), "update destinations d set deleted_at = now() from deliveries v where v.id = $1 and d.id = v.destination_id", deliveryID)
+	require.NoError(t, err)
+}
+
+// eraseAfterFirstAttempt erases a delivery's payload once the delivery has failed once.
+func (s *testStack) eraseAfterFirstAttempt(t *testing.T, delivery string) {
+	deliveryID, err := id.Delivery.Parse(delivery)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		return s.count(t, "select count(*) from deliveries where id = $1 and next_attempt = 2 and state = 'pending'", deliveryID) == 1
+	}, time.Minute, 20*time.Millisecond)
+	_, err = s.db.Exec(t.Context(), "delete from event_payloads p using deliveries v where v.id = $1 and p.event_id = v.event_id", deliveryID)
 	require.NoError(t, err)
 }
 

@@ -124,8 +124,11 @@ func (s *stack) openLog(level string) error {
 	config.Level = zap.NewAtomicLevelAt(parsed)
 	config.OutputPaths = []string{filepath.Join(s.dir, "kapsel.log")}
 	config.ErrorOutputPaths = config.OutputPaths
-	s.log, err = config.Build()
-	return err
+	if s.log, err = config.Build(); err != nil {
+		return err
+	}
+	worker.DropStandardLog(s.log)
+	return nil
 }
 
 func (s *stack) startPostgres(ctx context.Context, config stackConfig) error {

@@ -20,6 +20,7 @@ type Acceptance struct {
 	EndpointID  uuid.UUID
 	LogID       uuid.UUID
 	ContentType string
+	EventType   string // at most 200 bytes of text; "" if it has none
 	Headers     []byte // as webhook.EncodeHeaders writes them
 	Body        []byte
 	PayloadHash []byte // commitment to Body with Salt
@@ -34,6 +35,8 @@ type Acceptance struct {
 type NewDelivery struct {
 	ID            uuid.UUID // carries the event's timestamp, see id.At
 	DestinationID uuid.UUID
+	FilterError   string   // why the destination's filter could not be asked; "" if it could
+	Skipped       *Attempt // the decision to send nothing, with its leaf; nil: it is to be sent
 }
 
 // DuplicateKey is what makes two webhooks of an endpoint the same one.
@@ -54,13 +57,20 @@ type Accepted struct {
 
 // Size is the weight of a in a group commit.
 func (a *Acceptance) Size() int {
-	return 1024 + len(a.Headers) + len(a.Body) + 256*len(a.Deliveries)
+	size := 1024 + len(a.Headers) + len(a.Body) + 256*len(a.Deliveries)
+	for _, d := range a.Deliveries {
+		if d.Skipped != nil {
+			size += len(d.Skipped.Leaf)
+		}
+	}
+	return size
 }
 
 // errDayTurned: the day turned between two transactions that hold one key; run again it is a plain duplicate.
 var errDayTurned = errors.New("duplicate key was taken across midnight")
 
-// Accept stores events, payloads, deliveries and queue rows in one transaction, leaving out duplicates.
+// Accept stores events, payloads, deliveries and queue rows in one transaction, leaving out duplicates. Deliveries that
+// are skipped begin with their end: no queue row, and their one attempt and its leaf in the same transaction.
 // It is the Commit of the ingest Group: invariant 1, accepted means committed.
 func Accept(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Accepted, error) {
 	for try := 0; ; try++ {
@@ -92,62 +102,79 @@ func acceptIn(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Ac
 	var accepted []Accepted
 	return accepted, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		var err error
-		if accepted, err = findDuplicates(ctx, tx, rows); err != nil {
-			return err
-		}
-		var fresh []*Acceptance
-		for i, row := range rows {
-			if !accepted[i].Duplicate {
-				fresh = append(fresh, row)
-			}
-		}
-		if len(fresh) == 0 {
-			return nil
-		}
-		turns, err := takeTurns(ctx, tx, fresh)
-		if err != nil {
-			return err
-		}
-		return tx.SendBatch(ctx, eventsBatch(fresh, turns)).Close()
+		accepted, err = acceptInTx(ctx, tx, rows)
+		return err
 	})
+}
+
+func acceptInTx(ctx context.Context, tx pgx.Tx, rows []*Acceptance) ([]Accepted, error) {
+	accepted, err := findDuplicates(ctx, tx, rows)
+	if err != nil {
+		return nil, err
+	}
+	var fresh []*Acceptance
+	for i, row := range rows {
+		if !accepted[i].Duplicate {
+			fresh = append(fresh, row)
+		}
+	}
+	if len(fresh) == 0 {
+		return accepted, nil
+	}
+	turns, err := takeTurns(ctx, tx, fresh)
+	if err != nil {
+		return nil, err
+	}
+	return accepted, tx.SendBatch(ctx, eventsBatch(fresh, turns)).Close()
 }
 
 const (
 	insertEventsSQL = `
-insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key)
-select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::bytea[], $7::bytea[])`
+insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type)
+select u.id, u.tenant_id, u.endpoint_id, u.content_type, u.body_size, u.payload_hash, u.duplicate_key, nullif(u.event_type, '')
+from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::bytea[], $7::bytea[], $8::text[])
+    as u(id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type)`
 	insertPayloadsSQL = `
 insert into event_payloads (event_id, tenant_id, headers, body, salt, secret)
 select * from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[])`
 	insertDeliveriesSQL = `
-insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id, order_key, order_seq)
-select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bytea[], $8::bigint[])`
+insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id, order_key, order_seq, filter_error)
+select u.id, u.event_id, u.tenant_id, u.endpoint_id, u.destination_id, u.log_id, u.order_key, u.order_seq, nullif(u.filter_error, '')
+from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bytea[], $8::bigint[], $9::text[])
+    as u(id, event_id, tenant_id, endpoint_id, destination_id, log_id, order_key, order_seq, filter_error)`
+	insertSkippedSQL = `
+insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id, state, leaves, last_leaf_hash, finished_at)
+select u.*, now()
+from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[], $8::int[], $9::bytea[]) as u`
 	insertQueueSQL = `
 insert into delivery_queue (delivery_id, destination_id, tenant_id) select * from unnest($1::uuid[], $2::uuid[], $3::uuid[])`
 )
 
-// eventsBatch writes what was accepted: four statements, whatever the number of rows, and one for deliveries that have turns.
+// eventsBatch writes what was accepted: four statements, whatever the number of rows, one more for deliveries that have turns,
+// and three for what was skipped.
 func eventsBatch(rows []*Acceptance, turns map[uuid.UUID]turn) *pgx.Batch {
 	n := len(rows)
 	events, tenants, endpoints := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
-	contentTypes, sizes := make([]string, n), make([]int, n)
+	contentTypes, eventTypes, sizes := make([]string, n), make([]string, n), make([]int, n)
 	hashes, keys, headers := make([][]byte, n), make([][]byte, n), make([][]byte, n)
 	bodies, salts, secrets := make([][]byte, n), make([][]byte, n), make([][]byte, n)
 	d := deliveryColumns{turns: turns}
+	var skipped []Change
 	for i, r := range rows {
 		events[i], tenants[i], endpoints[i] = r.EventID, r.TenantID, r.EndpointID
-		contentTypes[i], sizes[i], hashes[i] = r.ContentType, len(r.Body), r.PayloadHash
+		contentTypes[i], eventTypes[i], sizes[i], hashes[i] = r.ContentType, r.EventType, len(r.Body), r.PayloadHash
 		headers[i], bodies[i], salts[i], secrets[i] = r.Headers, r.Body, r.Salt, r.Secret
 		if r.Duplicate != nil {
 			keys[i] = r.Duplicate.Hash
 		}
 		d.add(r)
+		skipped = append(skipped, r.skipped()...)
 	}
 	batch := &pgx.Batch{}
-	batch.Queue(insertEventsSQL, events, tenants, endpoints, contentTypes, sizes, hashes, keys)
+	batch.Queue(insertEventsSQL, events, tenants, endpoints, contentTypes, sizes, hashes, keys, eventTypes)
 	batch.Queue(insertPayloadsSQL, events, tenants, headers, bodies, salts, secrets)
 	if len(d.ids) > 0 {
-		batch.Queue(insertDeliveriesSQL, d.ids, d.events, d.tenants, d.endpoints, d.destinations, d.logs, d.orderKeys, d.orderSeqs)
+		batch.Queue(insertDeliveriesSQL, d.ids, d.events, d.tenants, d.endpoints, d.destinations, d.logs, d.orderKeys, d.orderSeqs, d.filterErrors)
 	}
 	if len(d.ordered.ids) > 0 {
 		batch.Queue(insertOrderedSQL, d.ordered.destinations, d.ordered.keys, d.ordered.seqs, d.ordered.ids, d.ordered.tenants)
@@ -155,14 +182,19 @@ func eventsBatch(rows []*Acceptance, turns map[uuid.UUID]turn) *pgx.Batch {
 	if len(d.queue.ids) > 0 {
 		batch.Queue(insertQueueSQL, d.queue.ids, d.queue.destinations, d.queue.tenants)
 	}
+	if len(skipped) > 0 {
+		queueSkipped(batch, skipped)
+		queueAttempts(batch, skipped)
+	}
 	return batch
 }
 
-// deliveryColumns are the columns of new deliveries.
+// deliveryColumns are the columns of new deliveries that are to be sent.
 type deliveryColumns struct {
 	ids, events, tenants, endpoints, destinations, logs []uuid.UUID
 	orderKeys                                           [][]byte
 	orderSeqs                                           []*int64
+	filterErrors                                        []string
 
 	turns   map[uuid.UUID]turn
 	ordered lineColumns
@@ -183,9 +215,12 @@ func (c *lineColumns) add(d NewDelivery, tenant uuid.UUID, key []byte, seq int64
 
 func (c *deliveryColumns) add(r *Acceptance) {
 	for _, d := range r.Deliveries {
+		if d.Skipped != nil {
+			continue
+		}
 		c.ids, c.events, c.tenants = append(c.ids, d.ID), append(c.events, r.EventID), append(c.tenants, r.TenantID)
 		c.endpoints, c.destinations = append(c.endpoints, r.EndpointID), append(c.destinations, d.DestinationID)
-		c.logs = append(c.logs, r.LogID)
+		c.logs, c.filterErrors = append(c.logs, r.LogID), append(c.filterErrors, d.FilterError)
 		t, ordered := c.turns[d.ID]
 		if !ordered {
 			c.orderKeys, c.orderSeqs = append(c.orderKeys, nil), append(c.orderSeqs, nil)
@@ -198,6 +233,33 @@ func (c *deliveryColumns) add(r *Acceptance) {
 			c.queue.add(d, r.TenantID, nil, 0)
 		}
 	}
+}
+
+// skipped returns what becomes of the deliveries that are skipped: each ends with the leaf that says so.
+func (a *Acceptance) skipped() []Change {
+	var changes []Change
+	for _, d := range a.Deliveries {
+		if d.Skipped != nil {
+			changes = append(changes, Change{Attempts: []Attempt{*d.Skipped}, Delivery: &Delivery{
+				ID: d.ID, EventID: a.EventID, TenantID: a.TenantID, EndpointID: a.EndpointID, DestinationID: d.DestinationID, LogID: a.LogID,
+				State: d.Skipped.Kind, Leaves: 1, LastLeafHash: d.Skipped.LeafHash,
+			}})
+		}
+	}
+	return changes
+}
+
+func queueSkipped(batch *pgx.Batch, changes []Change) {
+	n := len(changes)
+	ids, events, tenants := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
+	endpoints, destinations, logs := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
+	states, leaves, hashes := make([]string, n), make([]int, n), make([][]byte, n)
+	for i, c := range changes {
+		d := c.Delivery
+		ids[i], events[i], tenants[i], endpoints[i], destinations[i], logs[i] = d.ID, d.EventID, d.TenantID, d.EndpointID, d.DestinationID, d.LogID
+		states[i], leaves[i], hashes[i] = d.State, d.Leaves, d.LastLeafHash
+	}
+	batch.Queue(insertSkippedSQL, ids, events, tenants, endpoints, destinations, logs, states, leaves, hashes)
 }
 
 // dedupKey is an endpoint and a key's hash, comparable.

@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,8 +17,8 @@ type BatchRow struct {
 	Attempt       int
 	DestinationID uuid.UUID
 	EventID       uuid.UUID
-	Canceled      bool // by somebody: it is ended instead of being sent
-	Payload       *Payload
+	Canceled      bool     // by somebody: it is ended instead of being sent
+	Payload       *Payload // perhaps erased
 }
 
 // leftSQL reads what is left of claim $1 after $2.
@@ -118,9 +117,7 @@ func addEvents(ctx context.Context, pool *pgxpool.Pool, rows []BatchRow, maxByte
 		}
 		rows[i].Payload = p
 	}
-	err = readByEvent(ctx, pool, payloadsSQL, rows, payloads, readPayloads)
-	// What has lost its payload can't be sent; an empty body would be another webhook.
-	return slices.DeleteFunc(rows, func(r BatchRow) bool { return r.Payload.Salt == nil }), err
+	return rows, readByEvent(ctx, pool, payloadsSQL, rows, payloads, readPayloads)
 }
 
 // readByEvent runs a look-up by the events of rows.

@@ -144,16 +144,26 @@ func TestLoadBatchLeavesOutWhatHasMovedOn(t *testing.T) {
 	require.Empty(t, load(id.New(), uuid.Nil), "unknown")
 }
 
-// Without its payload a delivery can't be sent; an empty body must never go out in place of the one that arrived.
-func TestLoadBatchReturnsNothingWithoutItsPayload(t *testing.T) {
+// Without its payload a delivery can't be sent; an empty body must never go out in place of the one that arrived, nor one that
+// arrived empty be taken for an erased one.
+func TestLoadBatchTellsErasedFromEmpty(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	rows, _ := b.acceptSized(t, 3, 4)
-	claim, _ := b.claimBatch(t, 0)
-	b.exec(t, "delete from event_payloads where event_id = $1", rows[0].EventID)
-	loaded, _ := postgres.LoadBatch(t.Context(), b.engine, claim, uuid.Nil, 1<<20)
-	for _, r := range loaded {
-		require.Equal(t, string(rows[1].Body), string(r.Payload.Body))
+	for _, size := range []int{4, 0} {
+		rows, _ := b.acceptSized(t, size, size, size)
+		claim, _ := b.claimBatch(t, 0)
+		b.exec(t, "delete from event_payloads where event_id = $1", rows[0].EventID)
+		loaded, err := postgres.LoadBatch(t.Context(), b.engine, claim, uuid.Nil, 1<<20)
+		require.NoError(t, err)
+		require.Len(t, loaded, 3, "all are to end")
+		for _, r := range loaded {
+			erased := r.EventID == rows[0].EventID
+			require.Equal(t, erased, r.Payload.Erased())
+			require.Equal(t, size, r.Payload.PayloadSize)
+			if !erased {
+				require.Len(t, r.Payload.Body, size)
+			}
+		}
 	}
 }
 

@@ -29,6 +29,9 @@ type Verdict struct {
 	Counts bool // it says something
 	Failed bool
 	Probe  uuid.UUID // its token; uuid.Nil: it was none
+	// Status and Error (a class) are how it failed: whoever is told of the circuit learns them.
+	Status int
+	Error  string
 }
 
 // Circuits is how a transaction moves circuits, and whom it tells.
@@ -53,7 +56,7 @@ select from circuits where destination_id = any($1) order by destination_id for 
 
 // moveCircuitsSQL shifts what was recorded into the rings of circuits and moves those whose state follows from that:
 // $2 outcomes, whose newest ten are the bits $3, all of them failures ($4) or not; $5 is the token of a probe among them, and
-// $6 its verdict. ring 0 means that there were only successes, so that nothing need be written where that stays so.
+// $6 its verdict; $11 and $12 are how the last of the failures failed. ring 0 means that there were only successes, so that nothing need be written where that stays so.
 const moveCircuitsSQL = `
 with figures as (
     select u.*, coalesce((t.circuit ->> 'off')::boolean, false) as off,
@@ -61,8 +64,8 @@ with figures as (
         coalesce((t.circuit ->> 'failures_of_last_10')::int, $8) as failures_of_last_10,
         coalesce((t.circuit ->> 'successes')::int, $9) as successes_to_close,
         coalesce((t.circuit ->> 'open_ms')::bigint, $10) as open_ms
-    from unnest($1::uuid[], $2::int[], $3::bigint[], $4::boolean[], $5::uuid[], $6::text[])
-        as u(destination_id, outcomes, failures, all_failed, probe_token, verdict)
+    from unnest($1::uuid[], $2::int[], $3::bigint[], $4::boolean[], $5::uuid[], $6::text[], $11::int[], $12::text[])
+        as u(destination_id, outcomes, failures, all_failed, probe_token, verdict, last_status, last_error)
     join destinations t on t.id = u.destination_id
 ), shifted as (
     select f.*, c.state, c.successes, ((c.ring << least(f.outcomes, 10)) | f.failures) & 1023 as new_ring,
@@ -102,7 +105,9 @@ update circuits c set
         when m.closes then null
         when m.outcomes = 0 or m.all_failed and c.failing_since is not null then c.failing_since
         when m.failures & 1 = 1 then now() end,
-    failed_at = case when m.failures & 1 = 1 then greatest(c.failed_at, now()) else c.failed_at end
+    failed_at = case when m.failures & 1 = 1 then greatest(c.failed_at, now()) else c.failed_at end,
+    last_status = case when m.failures <> 0 then m.last_status else c.last_status end,
+    last_error = case when m.failures <> 0 then m.last_error else c.last_error end
 from moved m
 where c.destination_id = m.destination_id
 returning c.destination_id, case when c.state = 'closed' then 0 else greatest(` + circuitWait + `, 1) end::float8`
@@ -115,6 +120,8 @@ type moving struct {
 	allFailed           bool
 	probe               uuid.UUID
 	verdict             string
+	lastStatus          int // of the last failure
+	lastError           string
 	known               bool // its circuit isn't at rest, as far as was seen when its deliveries were locked
 }
 
@@ -129,6 +136,7 @@ func (m *moving) add(v Verdict) {
 	m.failures = m.failures << 1 & (1<<ringSize - 1)
 	if v.Failed {
 		m.failures |= 1
+		m.lastStatus, m.lastError = v.Status, v.Error
 	}
 	m.outcomes++
 }
@@ -184,7 +192,8 @@ func (c Circuits) queue(batch *pgx.Batch, changes []Change) (committed func()) {
 	var outcomes []int
 	var failures []int64
 	var allFailed []bool
-	var verdicts []string
+	var verdicts, lastErrors []string
+	var lastStatuses []int
 	var moved []movedCircuit
 	for _, m := range moves {
 		if m.failures != 0 {
@@ -192,13 +201,14 @@ func (c Circuits) queue(batch *pgx.Batch, changes []Change) (committed func()) {
 		}
 		all, outcomes, failures = append(all, m.destination), append(outcomes, m.outcomes), append(failures, m.failures)
 		allFailed, probes, verdicts = append(allFailed, m.allFailed), append(probes, m.probe), append(verdicts, m.verdict)
+		lastStatuses, lastErrors = append(lastStatuses, m.lastStatus), append(lastErrors, m.lastError)
 	}
 	if len(failing) > 0 {
 		batch.Queue(addCircuitsSQL, failing, tenants)
 	}
 	batch.Queue(lockCircuitsSQL, all)
 	batch.Queue(moveCircuitsSQL, all, outcomes, failures, allFailed, probes, verdicts, c.FailuresInRow,
-		c.FailuresOfLast10, c.Successes, c.Open.Milliseconds()).Query(func(rows pgx.Rows) (err error) {
+		c.FailuresOfLast10, c.Successes, c.Open.Milliseconds(), lastStatuses, lastErrors).Query(func(rows pgx.Rows) (err error) {
 		moved, err = pgx.CollectRows(rows, pgx.RowToStructByPos[movedCircuit])
 		return err
 	})

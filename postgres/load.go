@@ -29,6 +29,9 @@ type Payload struct {
 	Commitment
 }
 
+// Erased reports whether the payload, or what opens and derives the commitments, is gone. Its size and hash remain.
+func (p *Payload) Erased() bool { return p.Body == nil || p.Headers == nil || p.Commitment.Erased() }
+
 // Destination is what all attempts to a destination share.
 type Destination struct {
 	ID           uuid.UUID
@@ -60,6 +63,9 @@ var ErrHeld = errors.New("destination is held")
 // ErrDeleted means that nothing may be sent to the destination ever again: the delivery is to be canceled.
 var ErrDeleted = errors.New("destination is deleted")
 
+// ErrPayloadErased means that there is nothing left to send: the delivery is to end.
+var ErrPayloadErased = errors.New("payload is erased")
+
 // Start asks for what one attempt of a delivery needs, for the carrier that holds Epoch.
 type Start struct {
 	Delivery uuid.UUID
@@ -67,8 +73,8 @@ type Start struct {
 	Attempt  int
 }
 
-// Loaded answers a Start: Err is ErrMoved, ErrHeld, ErrCanceled or ErrDeleted (these two leave the destination filled in) if
-// nothing may be sent.
+// Loaded answers a Start: Err is ErrMoved, ErrHeld, ErrCanceled, ErrDeleted or ErrPayloadErased (these three leave the destination
+// filled in) if nothing may be sent.
 type Loaded struct {
 	Outgoing
 	Err error
@@ -111,10 +117,12 @@ func (l *Loaded) complete(f *fence, p *Payload, d *Destination) {
 	switch {
 	case f.canceled && d != nil:
 		l.Destination, l.Err = *d, ErrCanceled
-	case p == nil || p.Salt == nil:
-		l.Err = ErrMoved // its payload is gone: an empty body would be another webhook
 	case d != nil && d.Deleted:
 		l.Destination, l.Err = *d, ErrDeleted
+	case d != nil && p != nil && p.Erased():
+		l.Destination, l.Err = *d, ErrPayloadErased // an empty body would be another webhook
+	case p == nil || p.Erased():
+		l.Err = ErrMoved
 	case d == nil || d.Held:
 		l.Err = ErrHeld
 	default:

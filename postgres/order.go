@@ -43,7 +43,8 @@ order by u.destination_id, u.key_hash
 on conflict (destination_id, key_hash) do update set next_seq = k.next_seq + excluded.next_seq - 1, updated_at = now()
 returning destination_id, key_hash, next_seq, head_seq`
 
-// takeTurns puts the deliveries of rows that have a key into their lines, in the order of rows.
+// takeTurns puts the deliveries of rows that have a key into their lines, in the order of rows. What is skipped is over: it
+// waits for nobody, and nobody for it.
 func takeTurns(ctx context.Context, tx pgx.Tx, rows []*Acceptance) (map[uuid.UUID]turn, error) {
 	lines := map[line][]uuid.UUID{}
 	tenants := map[line]uuid.UUID{}
@@ -52,6 +53,9 @@ func takeTurns(ctx context.Context, tx pgx.Tx, rows []*Acceptance) (map[uuid.UUI
 			continue
 		}
 		for _, d := range r.Deliveries {
+			if d.Skipped != nil {
+				continue
+			}
 			l := line{d.DestinationID, [32]byte(r.OrderKey)}
 			lines[l], tenants[l] = append(lines[l], d.ID), r.TenantID
 		}

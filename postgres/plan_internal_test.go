@@ -43,6 +43,9 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 		"its event":    {accountEventSQL, []any{ids}},
 		"requeue":      {requeueSQL, []any{delivery, 0, 1, time.Second.Milliseconds(), 0}},
 
+		"headers of dead": {headersSQL, []any{ids}},
+		"strays":          {removeStraysSQL, []any{ids}},
+
 		"cancel":           {requestCancelSQL, []any{ids}},
 		"standing":         {lockStandingSQL, []any{ids}},
 		"due now":          {deliveryDueNowSQL, []any{ids}},

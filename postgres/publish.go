@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,9 @@ type Head struct {
 // ErrClock means that Postgres's clock can't be trusted to date a head.
 var ErrClock = errors.New("clock is wrong")
 
+// ErrKeyChanged means that the key which was to sign isn't the log's any more: nothing may be signed with it alone.
+var ErrKeyChanged = errors.New("the log's key was changed")
+
 // headStateSQL is read in a statement of its own once the head is locked: the snapshot of a statement that waits for the
 // lock is from before the wait, and wouldn't show a head that was committed meanwhile.
 const headStateSQL = `
@@ -45,7 +49,9 @@ select h.tree_size, h.root_hash, (extract(epoch from clock_timestamp()) * 1000):
     coalesce(p.tree_size, -1), coalesce(p."timestamp", 0),
     coalesce((extract(epoch from clock_timestamp() - (
         select r.sequenced_at from tree_roots r
-        where r.log_id = h.log_id and r.tree_size > coalesce(p.tree_size, -1) order by r.tree_size limit 1))) * 1000, 0)::bigint
+        where r.log_id = h.log_id and r.tree_size > coalesce(p.tree_size, -1) order by r.tree_size limit 1))) * 1000, 0)::bigint,
+    coalesce((select k.key_id from attestation_keys k where k.log_id = h.log_id and k.purpose = 'log' and k.not_after is null), ''),
+    coalesce(n.key_id, '')
 from log_heads h
 left join lateral (select * from signed_tree_heads s where s.log_id = h.log_id order by s."timestamp" desc limit 1) n on true
 left join lateral (select * from signed_tree_heads s where s.log_id = h.log_id and s.signature is not null
@@ -62,12 +68,13 @@ type headState struct {
 	publishedSize      int64
 	publishedTimestamp int64
 	waitedMS           int64
+	key, newestKey     []byte // IDs of the log's present key, and of the one that is to sign the newest head
 }
 
 // NextHead returns the head that is to be signed now, or nil if none is due; force makes one due if any leaf waits.
 // The head is committed, unsigned, before it is returned: what was signed is in the database, whatever happens then.
 // A head that is still unsigned is returned again, so that signing is repeated with the same bytes, until it is given
-// up and replaced by one with a later time.
+// up and replaced by one with a later time. The error wraps ErrKeyChanged if key isn't the log's.
 func NextHead(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, key [32]byte, cadence Cadence, force bool) (*Head, error) {
 	var head *Head
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
@@ -75,7 +82,11 @@ func NextHead(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, key [32]by
 		if err != nil {
 			return err
 		}
-		if s.newestSize >= 0 && !s.newestSigned && s.now-s.newest.Timestamp < cadence.GiveUp.Milliseconds() {
+		if !bytes.Equal(s.key, key[:]) {
+			return ErrKeyChanged
+		}
+		// A head that was left unsigned under an earlier key is never signed: it is below the change of the key.
+		if s.newestSize >= 0 && !s.newestSigned && bytes.Equal(s.newestKey, key[:]) && s.now-s.newest.Timestamp < cadence.GiveUp.Milliseconds() {
 			head = &s.newest
 			return nil
 		}
@@ -105,7 +116,7 @@ func readHeadState(ctx context.Context, tx pgx.Tx, log uuid.UUID) (headState, er
 		return s, err
 	}
 	err := tx.QueryRow(ctx, headStateSQL, log).Scan(&s.size, &s.root, &s.now, &s.newestSize, &s.newest.Timestamp, &s.newest.RootHash,
-		&s.newestSigned, &s.publishedSize, &s.publishedTimestamp, &s.waitedMS)
+		&s.newestSigned, &s.publishedSize, &s.publishedTimestamp, &s.waitedMS, &s.key, &s.newestKey)
 	s.newest.TreeSize = uint64(max(s.newestSize, 0))
 	return s, err
 }
@@ -136,7 +147,8 @@ func (s *headState) due(c Cadence, force bool) bool {
 }
 
 // StoreSignatures makes a head visible: both signatures come in one update. It reports false, and stores nothing, if the
-// head was signed before, which with Ed25519 was with the same bytes, or if it was given up and a later one took its place.
+// head was signed before, which with Ed25519 was with the same bytes, if it was given up and a later one took its place, or
+// if the key that it was prepared for isn't the log's any more.
 func StoreSignatures(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, head Head, signature, checkpoint []byte) (stored bool, err error) {
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if err := lockHead(ctx, tx, log); err != nil {
@@ -144,7 +156,9 @@ func StoreSignatures(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, hea
 		}
 		tag, err := tx.Exec(ctx, `update signed_tree_heads set signature = $4, checkpoint = $5
 			where log_id = $1 and tree_size = $2 and "timestamp" = $3 and signature is null
-			  and not exists (select from signed_tree_heads later where later.log_id = $1 and later."timestamp" > $3)`,
+			  and not exists (select from signed_tree_heads later where later.log_id = $1 and later."timestamp" > $3)
+			  and exists (select from attestation_keys k
+			    where k.log_id = $1 and k.key_id = signed_tree_heads.key_id and k.purpose = 'log' and k.not_after is null)`,
 			log, int64(head.TreeSize), head.Timestamp, signature, checkpoint)
 		stored = err == nil && tag.RowsAffected() == 1
 		return err

@@ -39,13 +39,16 @@ type Delivery struct {
 	Commitment
 }
 
-// Commitment is what a leaf says of an event's payload, and what opens it.
+// Commitment is what a leaf says of an event's payload, and what opens it. Salt and Secret are nil once the payload is erased.
 type Commitment struct {
 	PayloadSize int
 	PayloadHash []byte
 	Salt        []byte // of the payload
 	Secret      []byte // of the event: the secrets of attempts are derived from it
 }
+
+// Erased reports whether the commitment can't be opened any more.
+func (c *Commitment) Erased() bool { return c.Salt == nil || c.Secret == nil }
 
 // Attempt is a row of attempts: an HTTP request and its outcome, or (Number 0) the decision to send no more.
 type Attempt struct {
@@ -65,7 +68,7 @@ type Attempt struct {
 	ResponseBody      []byte
 	LeafHash          []byte
 	Leaf              []byte
-	Secrets           []byte // payload salt, then the attempt's secret
+	Secrets           []byte // payload salt, then the attempt's secret; empty if the payload is erased
 }
 
 // Change is what one recording does to a delivery: its new attempts and their leaves, and where it stands after them.
@@ -100,7 +103,7 @@ for update of d`
 const commitmentsSQL = `
 select e.id, e.body_size, e.payload_hash, p.salt, p.secret
 from events e
-join event_payloads p on p.event_id = e.id and p.event_id = any($1)
+left join event_payloads p on p.event_id = e.id and p.event_id = any($1)
 where e.id = any($1)`
 
 // Record is invariant 4: in one transaction it locks deliveries in the order of their IDs, lets decide say what changes
@@ -246,6 +249,7 @@ func writeAndCommit(ctx context.Context, conn *pgxpool.Conn, changes []Change, c
 	queueDeliveries(batch, changes)
 	queueTurns(batch, changes)
 	queueDisabled(batch, changes)
+	queueDead(batch, changes)
 	committed := circuits.queue(batch, changes)
 	batch.Queue("commit")
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {

@@ -218,9 +218,12 @@ func setAside(ctx context.Context, tx pgx.Tx, log uuid.UUID, rejected []Rejected
 	return nil
 }
 
+// insertLeavesSQL: who recorded a leaf after its payload was erased queued it without secrets.
 const insertLeavesSQL = `
 insert into merkle_leaves (log_id, leaf_index, tenant_id, attempt_id, leaf_hash, leaf, secrets)
-select $1, * from unnest($2::bigint[], $3::uuid[], $4::uuid[], $5::bytea[], $6::bytea[], $7::bytea[])`
+select $1, u.leaf_index, u.tenant_id, u.attempt_id, u.leaf_hash, u.leaf, nullif(u.secrets, ''::bytea)
+from unnest($2::bigint[], $3::uuid[], $4::uuid[], $5::bytea[], $6::bytea[], $7::bytea[])
+    as u(leaf_index, tenant_id, attempt_id, leaf_hash, leaf, secrets)`
 
 const insertLeavesOfAttemptsSQL = `
 insert into leaf_of_attempt (log_id, attempt_id, tenant_id, leaf_index)

@@ -102,6 +102,9 @@ func (c *comparison) compareStory(s *story, told map[int]telling) {
 	if !c.checkCarrier(s) {
 		return
 	}
+	if c.account.State == string(delivery.Skipped) {
+		c.partAt(1, id.Decision, "kind", "is %q, which is decided before there is any workflow; yet this one carried the delivery", delivery.KindSkipped)
+	}
 	for i := range s.steps {
 		st := &s.steps[i]
 		if st.tells() {

@@ -452,6 +452,20 @@ func TestASkippedDeliveryHasNoHistory(t *testing.T) {
 	report := replay.Compare(account, nil)
 	require.Empty(t, report.Disagreements)
 	require.Equal(t, replay.Agreement, report.Verdict)
+	requireNote(t, report, "no workflow carried the delivery")
+	require.Contains(t, report.Text(), "decision: skipped, filter")
+}
+
+// Whoever says of a delivery that was carried that a filter left it out has its workflow against him, even if nothing was
+// sent by then, and its attempts.
+func TestWhatWasCarriedWasNotSkipped(t *testing.T) {
+	t.Parallel()
+	h, attempts := retried(t)
+	skipped := attempt{number: 0, kind: "skipped", outcome: "filter", at: attempts[0].at}
+	report := replay.Compare(record(t, delivery(t, h), skipped), []*replay.History{h})
+	requirePart(t, report, 0, 1, "kind")
+	require.Equal(t, replay.Disagreement, report.Verdict)
+	requirePart(t, replay.Compare(record(t, delivery(t, h), attempts[0], skipped), nil), 0, 0, "kind")
 }
 
 // Leaves that are on their way into the log, or whose bytes were erased, are no disagreement; the report says so.

@@ -110,6 +110,11 @@ func (c *comparison) checkState() {
 	}
 	if decision != "" && last != nil && last.Outcome == string(delivery.OutcomeDelivered) {
 		c.part(id.Decision, "kind", "is %q, and attempt %d was delivered", decision, last.Number)
+	} else if decision == string(delivery.KindSkipped) && last != nil {
+		c.part(id.Decision, "kind", "is %q, and attempt %d was made", decision, last.Number)
+	}
+	if decision == string(delivery.KindSkipped) {
+		c.note(id.Decision, "a filter left the event out when it was accepted: no workflow carried the delivery, so there is no history of it")
 	}
 }
 

@@ -227,7 +227,7 @@ func (s *story) addSent(e *historypb.HistoryEvent, result *commonpb.Payloads) {
 	if !s.decode(e, result, &st.sent) {
 		return
 	}
-	if !st.sent.Canceled { // else it says that the delivery is over, and nothing was sent
+	if !st.sent.Canceled && !st.sent.Dead { // else it says that the delivery is over, and nothing was sent
 		st.progress = st.sent.Progress
 	}
 	s.steps = append(s.steps, st)

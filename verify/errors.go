@@ -57,4 +57,10 @@ var (
 	ErrTenantMismatch = errors.New("tenant differs from the recorded one")
 	// ErrQuorum: fewer trusted witnesses than demanded cosigned the checkpoint.
 	ErrQuorum = errors.New("witness quorum")
+	// ErrChain: leaves of one delivery contradict each other, so they can't all be what was recorded of it.
+	ErrChain = errors.New("chain of attempts")
+	// ErrEvidenceFormat: the evidence isn't what "kapsel.evidence/v1" allows.
+	ErrEvidenceFormat = errors.New("evidence format")
+	// ErrNoEvidence: the evidence is well-formed, but its two heads don't show what it says they show.
+	ErrNoEvidence = errors.New("no evidence")
 )

@@ -5,13 +5,6 @@ import (
 	"fmt"
 )
 
-// keyPath is how a trusted key comes to vouch for the key of a head.
-type keyPath struct {
-	transitions []*Transition
-	proofs      []Hashes
-	forward     bool // the head's key is newer than the trusted one
-}
-
 // checkHistory decides whether the package's head may be signed by headKey, given that trusted is trusted.
 //
 // Backward (the head is older than the trusted key): each transition on the way is signed by its new key, and the head
@@ -19,21 +12,37 @@ type keyPath struct {
 // holds the old key today. Forward (the head is newer): every transition is a rotation, signed by its old key too,
 // and the head contains the tree before the transition.
 //
+// Transitions after the head's key bound it in any case, also where that key is the trusted one: a head that is larger
+// than the tree at which its key was given up, or no prefix of it, is a thief's.
+//
 // It returns warnings for the reader. Errors wrap ErrUntrustedKey or ErrKeyHistory.
 func (p *ProofPackage) checkHistory(headKey, trusted ed25519.PublicKey) ([]string, error) {
-	if headKey.Equal(trusted) {
-		return nil, nil
+	if len(p.KeyHistory) == 0 {
+		if headKey.Equal(trusted) {
+			return nil, nil
+		}
+		return nil, untrusted(headKey)
 	}
-	path, err := p.findPath(headKey, trusted)
+	chain, err := p.parseHistory()
 	if err != nil {
 		return nil, err
 	}
+	head, trust := positions(chain, headKey, trusted)
+	switch {
+	case head < 0 && headKey.Equal(trusted):
+		return nil, fmt.Errorf("%w: the key that signed the tree head isn't in it", ErrKeyHistory)
+	case head < 0 || trust < 0:
+		return nil, untrusted(headKey)
+	}
 	var warnings []string
-	for i, t := range path.transitions {
+	for i, t := range chain {
+		if i < min(head, trust) {
+			continue // before both keys: says nothing about either
+		}
 		if err := t.Verify(); err != nil {
 			return nil, err
 		}
-		if err := p.checkTransition(t, path.proofs[i], path.forward); err != nil {
+		if err := p.checkTransition(t, p.KeyHistory[i].ConsistencyProof, i < head); err != nil {
 			return nil, err
 		}
 		if t.Reason == ReasonCompromise {
@@ -44,17 +53,13 @@ func (p *ProofPackage) checkHistory(headKey, trusted ed25519.PublicKey) ([]strin
 	return warnings, nil
 }
 
-// findPath picks the transitions between the two keys out of the package's history, which has to be a chain.
-func (p *ProofPackage) findPath(headKey, trusted ed25519.PublicKey) (keyPath, error) {
-	untrusted := fmt.Errorf("%w: the tree head is under key %x, which the trusted key doesn't vouch for", ErrUntrustedKey, headKey)
-	if len(p.KeyHistory) == 0 {
-		return keyPath{}, untrusted
-	}
-	chain, err := p.parseHistory()
-	if err != nil {
-		return keyPath{}, err
-	}
-	head, trust := -1, -1
+func untrusted(headKey ed25519.PublicKey) error {
+	return fmt.Errorf("%w: the tree head is under key %x, which the trusted key doesn't vouch for", ErrUntrustedKey, headKey)
+}
+
+// positions finds the two keys among those of the chain, counted from the oldest; -1 where a key isn't among them.
+func positions(chain []*Transition, headKey, trusted ed25519.PublicKey) (head, trust int) {
+	head, trust = -1, -1
 	for i, key := range chainKeys(chain) {
 		if key.Equal(headKey) {
 			head = i
@@ -63,15 +68,7 @@ func (p *ProofPackage) findPath(headKey, trusted ed25519.PublicKey) (keyPath, er
 			trust = i
 		}
 	}
-	if head < 0 || trust < 0 {
-		return keyPath{}, untrusted
-	}
-	from, to := min(head, trust), max(head, trust)
-	path := keyPath{transitions: chain[from:to], forward: head > trust}
-	for _, h := range p.KeyHistory[from:to] {
-		path.proofs = append(path.proofs, h.ConsistencyProof)
-	}
-	return path, nil
+	return head, trust
 }
 
 // parseHistory wants every transition to be of this log, to start where the one before ended, and no key to come

@@ -15,8 +15,8 @@ const (
 	MediaType = "application/vnd.kapsel.proof+json"
 	// MaxPackageSize is the largest proof package in bytes.
 	MaxPackageSize = 1 << 20
-	// maxKeyHistory and maxAnchors bound the work that a package can ask for.
-	maxKeyHistory = 64
+	// MaxKeyHistory is how often a log can change its key; with maxAnchors it bounds the work that a package can ask for.
+	MaxKeyHistory = 64
 	maxAnchors    = 64
 )
 
@@ -123,9 +123,9 @@ func (p *ProofPackage) check() error {
 	if len(p.Leaf) > MaxLeafSize {
 		return fmt.Errorf("leaf of %d bytes, more than %d", len(p.Leaf), MaxLeafSize)
 	}
-	if len(p.KeyHistory) > maxKeyHistory || len(p.Anchors) > maxAnchors {
+	if len(p.KeyHistory) > MaxKeyHistory || len(p.Anchors) > maxAnchors {
 		return fmt.Errorf("%d key transitions and %d anchors, more than %d or %d",
-			len(p.KeyHistory), len(p.Anchors), maxKeyHistory, maxAnchors)
+			len(p.KeyHistory), len(p.Anchors), MaxKeyHistory, maxAnchors)
 	}
 	return p.Salts.check()
 }

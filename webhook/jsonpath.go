@@ -1,30 +1,27 @@
 package webhook
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"strconv"
 
 	"github.com/ohler55/ojg/jp"
-	"github.com/ohler55/ojg/oj"
 )
 
-// maxPath bounds a JSONPath, in bytes.
-const maxPath = 256
+// maxJSONPath bounds a path, and with it what one look-up costs.
+const maxJSONPath = 256 // bytes
 
-// Path names one place in a JSON document: a JSONPath (RFC 9535) of names and indexes. Filters, wildcards and descents are
-// refused: they can name many places, and take long to find them.
-type Path struct{ expr jp.Expr }
+// JSONPath names one place in a JSON document: a singular query of RFC 9535, such as $.data.object['id'] or $.items[0].
+// The zero JSONPath names none.
+type JSONPath struct{ expr jp.Expr }
 
-// ParsePath reads a JSONPath.
-func ParsePath(path string) (*Path, error) {
-	if len(path) == 0 || len(path) > maxPath || path[0] != '$' {
-		return nil, fmt.Errorf("must be a JSONPath of 1 to %d bytes that begins with $, such as $.order.id", maxPath)
+// ParseJSONPath compiles a path. Wildcards, descents, slices, unions and filters are refused: they name many places, and
+// what they cost depends on the document. The error says what is allowed, beginning with field.
+func ParseJSONPath(field, path string) (JSONPath, error) {
+	if path == "" || len(path) > maxJSONPath || path[0] != '$' {
+		return JSONPath{}, fmt.Errorf("%s must be a JSONPath of at most %d bytes that begins with $, such as $.type", field, maxJSONPath)
 	}
 	expr, err := jp.ParseString(path)
 	if err != nil {
-		return nil, errors.New("must be a JSONPath, such as $.order.id or $.items[0]['sku']")
+		return JSONPath{}, fmt.Errorf("%s must be a JSONPath such as $.data.items[0]['type']; this one can't be read", field)
 	}
 	for i, fragment := range expr {
 		switch fragment.(type) {
@@ -35,31 +32,19 @@ func ParsePath(path string) (*Path, error) {
 		case jp.Child, jp.Nth:
 			continue
 		}
-		return nil, errors.New("must be a JSONPath of names and indexes only, such as $.order.id or $.items[0]['sku']")
+		return JSONPath{}, fmt.Errorf("%s must name one place by members and indexes, such as $.data.items[0].type: "+
+			"no wildcards, descents, slices, unions or filters", field)
 	}
 	if len(expr) < 2 {
-		return nil, errors.New("must name a member, such as $.order.id")
+		return JSONPath{}, fmt.Errorf("%s must name a member of the document, such as $.type", field)
 	}
-	return &Path{expr}, nil
+	return JSONPath{expr}, nil
 }
 
-// Lookup returns the string, number or boolean at the path, as text; found is false if there is none, or body isn't JSON.
-func (p *Path) Lookup(body []byte) (value string, found bool) {
-	document, err := oj.Parse(body)
-	if err != nil {
-		return "", false
+// Find returns what stands at the path in a document as Document.Value returns it, and whether there is anything.
+func (p JSONPath) Find(document any) (any, bool) {
+	if p.expr == nil {
+		return nil, false
 	}
-	switch v := p.expr.First(document).(type) {
-	case string:
-		return v, true
-	case bool:
-		return strconv.FormatBool(v), true
-	case int64:
-		return strconv.FormatInt(v, 10), true
-	case float64:
-		return strconv.FormatFloat(v, 'g', -1, 64), true
-	case json.Number:
-		return string(v), true
-	}
-	return "", false
+	return p.expr.FirstFound(document)
 }

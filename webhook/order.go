@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
+
+	"github.com/ohler55/ojg/oj"
 )
 
 // OrderSource is where the key comes from by which deliveries are kept in order.
@@ -38,7 +41,7 @@ type OrderPolicy struct {
 	Path   string `json:"path,omitempty"`
 	OnDead OnDead `json:"on_dead"`
 
-	path *Path
+	path JSONPath
 }
 
 // UnmarshalJSON reads and validates a policy. Unknown members are errors.
@@ -63,8 +66,8 @@ func (p *OrderPolicy) Validate() error {
 		}
 	case OrderByJSONPath:
 		var err error
-		if p.path, err = ParsePath(p.Path); err != nil {
-			return fmt.Errorf("ordering: path %w", err)
+		if p.path, err = ParseJSONPath("ordering: path", p.Path); err != nil {
+			return err
 		}
 	case OrderByEndpoint:
 	default:
@@ -92,7 +95,7 @@ func (p *OrderPolicy) Key(headers http.Header, body []byte) (key [sha256.Size]by
 		}
 		return hashOf("order-key", "header", strings.ToLower(p.Header), values...), true
 	case OrderByJSONPath:
-		value, found := p.path.Lookup(body)
+		value, found := textAt(p.path, body)
 		if !found {
 			return key, false
 		}
@@ -101,4 +104,27 @@ func (p *OrderPolicy) Key(headers http.Header, body []byte) (key [sha256.Size]by
 		return hashOf("order-key", "endpoint", ""), true
 	}
 	return key, false
+}
+
+// textAt returns the string, number or boolean at a place of a body, as text; found is false if there is none, or body isn't
+// JSON. A Document won't do: it isn't read beyond a size and a depth, and a webhook that only is large keeps its order.
+func textAt(path JSONPath, body []byte) (text string, found bool) {
+	document, err := oj.Parse(body)
+	if err != nil {
+		return "", false
+	}
+	value, _ := path.Find(document)
+	switch v := value.(type) {
+	case string:
+		return v, true
+	case bool:
+		return strconv.FormatBool(v), true
+	case int64:
+		return strconv.FormatInt(v, 10), true
+	case float64:
+		return strconv.FormatFloat(v, 'g', -1, 64), true
+	case json.Number:
+		return string(v), true
+	}
+	return "", false
 }

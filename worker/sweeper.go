@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -17,10 +18,13 @@ const (
 	sweepLimit = 500
 	// lookAgain is when a carrier that was found alive is looked at again.
 	lookAgain = 5 * time.Minute
+	// strayAfter is longer than a claim usually is one: after it somebody looks whether there is anything to carry.
+	strayAfter = 5 * time.Minute
 )
 
 // Sweeper looks after deliveries whose carrier has been silent for longer than any attempt takes. Temporal says whether
-// the workflow still runs; if not (terminated, past retention, restored from a backup) the delivery is handed over.
+// the workflow still runs; if not (terminated, past retention, restored from a backup) the delivery is handed over. It also removes
+// what is in the queue although its delivery is over.
 type Sweeper struct {
 	db       *pgxpool.Pool
 	temporal client.Client
@@ -37,7 +41,7 @@ func (s *Sweeper) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+			if err := errors.Join(s.sweep(ctx), s.removeStrays(ctx, strayAfter)); err != nil && ctx.Err() == nil {
 				s.log.Warn("sweep ended early", zap.Error(err))
 			}
 		}
@@ -64,6 +68,15 @@ func (s *Sweeper) sweep(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// removeStrays tells of each row, since nothing should have left it.
+func (s *Sweeper) removeStrays(ctx context.Context, age time.Duration) error {
+	strays, err := postgres.RemoveStrays(ctx, s.db, age)
+	for _, stray := range strays {
+		s.log.Warn("removed from the queue what is over or gone", zap.String("delivery_id", id.Delivery.Format(stray)))
+	}
+	return err
 }
 
 func (s *Sweeper) handOver(ctx context.Context, c postgres.Claimed) error {

@@ -76,6 +76,8 @@ func (d *deliverer) run(ctx workflow.Context) (DeliverResult, error) {
 		switch {
 		case sent.Canceled:
 			return d.end(ctx, string(delivery.Canceled))
+		case sent.Dead:
+			return d.end(ctx, string(delivery.Dead))
 		case sent.Moved:
 			return d.end(ctx, OutcomeSuperseded)
 		case sent.Held:

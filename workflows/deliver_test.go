@@ -171,6 +171,20 @@ func TestACanceledDeliveryEnds(t *testing.T) {
 	}
 }
 
+// A delivery whose payload is erased is over without another attempt.
+func TestAnErasedDeliveryEnds(t *testing.T) {
+	t.Parallel()
+	for _, how := range []activities.SendResult{
+		{Dead: true, Progress: &activities.Progress{State: "dead"}},
+		{Dead: true, Moved: true}, // it was recorded by a run of which Temporal never heard
+	} {
+		c := newCarrier(t, recorded("pending", time.Second), answered(how))
+		require.Equal(t, workflows.DeliverResult{Outcome: "dead", Attempts: 1}, c.run(t, localInput()))
+		require.Equal(t, []string{"dead"}, c.outcomes)
+		require.Empty(t, c.requeued)
+	}
+}
+
 // What an open circuit holds is due when that may be probed.
 func TestADeliveryWaitsInTheQueueForItsCircuit(t *testing.T) {
 	t.Parallel()

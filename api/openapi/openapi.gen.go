@@ -62,6 +62,27 @@ func (e DuplicatesSource) Valid() bool {
 	}
 }
 
+// Defines values for EventTypeSource.
+const (
+	EventTypeSourceHeader   EventTypeSource = "header"
+	EventTypeSourceJsonpath EventTypeSource = "jsonpath"
+	EventTypeSourceNone     EventTypeSource = "none"
+)
+
+// Valid indicates whether the value is a known member of the EventTypeSource enum.
+func (e EventTypeSource) Valid() bool {
+	switch e {
+	case EventTypeSourceHeader:
+		return true
+	case EventTypeSourceJsonpath:
+		return true
+	case EventTypeSourceNone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HMACAlgorithm.
 const (
 	Sha1   HMACAlgorithm = "sha1"
@@ -477,8 +498,13 @@ type Delivery struct {
 	DueAt      *time.Time `json:"due_at,omitempty"`
 	EndpointID string     `json:"endpoint_id"`
 	EventID    string     `json:"event_id"`
-	FinishedAt *time.Time `json:"finished_at,omitempty"`
-	ID         string     `json:"id"`
+
+	// FilterError Why the destination's filter could not be asked, so that the event was taken to match: `no_such_key`,
+	// `type_mismatch`, `not_a_boolean`, `cost_exceeded`, `time_exceeded`, `body_unreadable`, `unusable` or `failed`.
+	// Absent if it could.
+	FilterError *string    `json:"filter_error,omitempty"`
+	FinishedAt  *time.Time `json:"finished_at,omitempty"`
+	ID          string     `json:"id"`
 
 	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
 	Lane *string `json:"lane,omitempty"`
@@ -546,6 +572,12 @@ type Destination struct {
 	DisabledReason *string `json:"disabled_reason,omitempty"`
 	EndpointID     string  `json:"endpoint_id"`
 
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
+
 	// HeaderNames The names of the configured headers; their values aren't shown.
 	HeaderNames []string `json:"header_names"`
 	ID          string   `json:"id"`
@@ -573,12 +605,20 @@ type Destination struct {
 	URL           string     `json:"url"`
 }
 
-// DestinationChange At least one member. Each is checked as at creation.
+// DestinationChange At least one member. Each is checked as at creation. A `filter` takes the place of the one before, and `{}` removes
+// it; that holds for what is accepted from then on (up to 2 s later by other processes of the api). What was skipped
+// stays so, and can be redelivered.
 type DestinationChange struct {
 	// Circuit When nothing is sent to the destination for a while because its receiver keeps failing. Failures are network
 	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
 	// up no attempt.
 	Circuit *CircuitSettings `json:"circuit,omitempty"`
+
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
 
 	// Headers Replaces all configured headers; `{}` removes them.
 	Headers *map[string]string `json:"headers,omitempty"`
@@ -662,18 +702,28 @@ type Endpoint struct {
 
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates Duplicates `json:"duplicates"`
-	ID         string     `json:"id"`
 
-	// IngestURL Where webhooks are to be sent.
-	IngestURL string `json:"ingest_url"`
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType EventType `json:"event_type"`
+	ID        string    `json:"id"`
+
+	// IngestURL Where webhooks are to be sent. Left out for an operational endpoint.
+	IngestURL string `json:"ingest_url,omitempty"`
 	Lane      string `json:"lane"`
 	Name      string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to its destinations, and nothing else.
+	Operational bool `json:"operational"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
 	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
 	// request, is outside of the order.
 	Ordering *Ordering `json:"ordering,omitempty"`
+
+	// RecordSkipped Whether what filters leave out is recorded as `skipped`.
+	RecordSkipped bool `json:"record_skipped"`
 
 	// SecretCount How many secrets are valid now.
 	SecretCount int `json:"secret_count"`
@@ -687,9 +737,16 @@ type EndpointChange struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType *EventType `json:"event_type,omitempty"`
+
 	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
 	Lane *Lane   `json:"lane,omitempty"`
 	Name *string `json:"name,omitempty"`
+
+	// RecordSkipped As at creation.
+	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
 	// Secrets Together with `verification` only: they take the place of all others, which expire at once. Needed if the new
 	// scheme's secrets are of another form. Otherwise the secrets stay; with scheme `none` they expire.
@@ -718,8 +775,11 @@ type Event struct {
 	ContentType string     `json:"content_type"`
 	Deliveries  []Delivery `json:"deliveries"`
 	EndpointID  string     `json:"endpoint_id"`
-	ID          string     `json:"id"`
-	PayloadHash string     `json:"payload_hash"`
+
+	// EventType Absent if it has none.
+	EventType   *string `json:"event_type,omitempty"`
+	ID          string  `json:"id"`
+	PayloadHash string  `json:"payload_hash"`
 }
 
 // EventPage defines model for EventPage.
@@ -743,10 +803,46 @@ type EventSummary struct {
 	// ContentType As it arrived; empty if there was none.
 	ContentType string `json:"content_type"`
 	EndpointID  string `json:"endpoint_id"`
-	ID          string `json:"id"`
+
+	// EventType Absent if it has none.
+	EventType *string `json:"event_type,omitempty"`
+	ID        string  `json:"id"`
 
 	// PayloadHash The salted commitment to the body that every leaf of this event holds.
 	PayloadHash string `json:"payload_hash"`
+}
+
+// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+type EventType struct {
+	// Header For source `header` only, and needed there, such as `X-GitHub-Event`; not one of the connection, such as Host.
+	Header *string `json:"header,omitempty"`
+
+	// Path For source `jsonpath` only, and needed there: a JSONPath (RFC 9535) that names one place by members and indexes,
+	// such as `$.data.items[0].type`. Bodies of more than 1 MiB or 64 levels aren't looked into.
+	Path *string `json:"path,omitempty"`
+
+	// Source `none`: events have no type. `header`: the value of a named header that the request has exactly once.
+	// `jsonpath`: the text at a place in the body.
+	Source EventTypeSource `json:"source"`
+}
+
+// EventTypeSource `none`: events have no type. `header`: the value of a named header that the request has exactly once.
+// `jsonpath`: the text at a place in the body.
+type EventTypeSource string
+
+// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+// says so in `filter_error`. See docs/guides/filters.md.
+type Filter struct {
+	// EventTypes Types of which the event's must be one. A `*` at the end stands for anything: `pull_request.*`. `*` alone also
+	// matches events that have no type.
+	EventTypes *[]string `json:"event_types,omitempty"`
+
+	// Expression An expression in CEL (https://cel.dev) that must be true, over `event.type`, `event.content_type`, `headers`
+	// (by lower-case name) and `body` (the parsed JSON; null if it is none): `body.amount > 100 && has(body.customer)`.
+	Expression *string `json:"expression,omitempty"`
 }
 
 // HMAC For scheme `hmac` only, and needed there.
@@ -834,6 +930,12 @@ type Key struct {
 	// Purpose `log` signs heads, `v1a` signs deliveries.
 	Purpose string `json:"purpose"`
 
+	// Transition For a key of purpose `log` that isn't the first, once a signed tree head covers it: the note by which it came, seven
+	// lines of text and signatures (https://c2sp.org/signed-note), byte for byte as it is in the log. Line 3 is its leaf
+	// index and line 7 the reason. `rotation`: signed by the old and the new key. `compromise`: by the new key only; trust
+	// in the old key doesn't extend to it, so get the new one from the operator.
+	Transition *string `json:"transition,omitempty"`
+
 	// Vkey For purpose `log`: name and key as https://c2sp.org/signed-note has them.
 	Vkey *string `json:"vkey,omitempty"`
 }
@@ -857,6 +959,12 @@ type NewDestination struct {
 	// errors, timeouts and the answers that are tried again: 408, 425, 429 and 5xx. Deliveries that wait meanwhile use
 	// up no attempt.
 	Circuit *CircuitSettings `json:"circuit,omitempty"`
+
+	// Filter Which events a destination wants: what is given must all hold, and something must be given. Events are judged when
+	// they are accepted. What isn't wanted is recorded and attested as `skipped`, see `record_skipped` of the endpoint. A
+	// filter that fails (no such key, a wrong type, too much to do) can't say no: the event is delivered, and its delivery
+	// says so in `filter_error`. See docs/guides/filters.md.
+	Filter *Filter `json:"filter,omitempty"`
 
 	// Headers Up to 50 headers to add to every request, such as the receiver's credentials. Their values are never shown
 	// again.
@@ -900,15 +1008,29 @@ type NewEndpoint struct {
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
+	// EventType Where the type of an event comes from, by which destinations choose and events are listed. A type is 1 to 200 bytes
+	// of printable text; an event whose source has nothing of that kind is accepted and has no type.
+	EventType *EventType `json:"event_type,omitempty"`
+
 	// Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
 	Lane *Lane  `json:"lane,omitempty"`
 	Name string `json:"name"`
+
+	// Operational Whether Kapsel's own events go to this endpoint's destinations (`delivery_dead`, `circuit_opened`,
+	// `destination_disabled`; see docs/guides/operational.md). A tenant has at most one such endpoint. It takes nothing
+	// from outside, so it has no `ingest_url`, its `verification` is `{"scheme": "none"}`, and it has no `secrets`,
+	// `duplicates`, `ordering` or `event_type`: the type of its events is their own. It can't be changed later.
+	Operational *bool `json:"operational,omitempty"`
 
 	// Ordering Keeps the order of what an endpoint delivers: to each destination, the webhooks of one key are sent one after the
 	// other, in the order in which they were accepted, each after the one before it is over. So a failing one holds up
 	// its own key, and nothing else. A webhook without the key waits for nobody. What is delivered again later, on
 	// request, is outside of the order.
 	Ordering *Ordering `json:"ordering,omitempty"`
+
+	// RecordSkipped Whether a destination whose filter leaves an event out gets a delivery of state `skipped`, with its leaf in the
+	// log: proof of what was not sent. With false, nothing is kept of it.
+	RecordSkipped *bool `json:"record_skipped,omitempty"`
 
 	// Secrets The secrets shared with the source, each 16 to 1,024 bytes of UTF-8, used as they are. Needed for all schemes but
 	// `none`, any of them may sign. For `standard` each is `whsec_` and base64 of 24 to 64 bytes, or `whpk_` and base64
@@ -1510,6 +1632,9 @@ type ListEventsParams struct {
 
 	// IdempotencyKey Only events that arrived with this Idempotency-Key (or X-Idempotency-Key).
 	IdempotencyKey *string `form:"idempotency_key,omitempty" json:"idempotency_key,omitempty"`
+
+	// EventType Only events of exactly this type.
+	EventType *string `form:"event_type,omitempty" json:"event_type,omitempty"`
 }
 
 // ListRedeliveryJobsParams defines parameters for ListRedeliveryJobs.
@@ -2968,6 +3093,14 @@ func (siw *ServerInterfaceWrapper) ListEvents(c *gin.Context) {
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "idempotency_key", c.Request.URL.Query(), &params.IdempotencyKey, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
 	if err != nil {
 		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter idempotency_key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "event_type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "event_type", c.Request.URL.Query(), &params.EventType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter event_type: %w", err), http.StatusBadRequest)
 		return
 	}
 
@@ -6462,6 +6595,20 @@ func (response CreateEndpoint401ApplicationProblemPlusJSONResponse) VisitCreateE
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateEndpoint409ApplicationProblemPlusJSONResponse Problem
+
+func (response CreateEndpoint409ApplicationProblemPlusJSONResponse) VisitCreateEndpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
 	_, err := buf.WriteTo(w)
 	return err
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+
+	"github.com/kapsel-io/kapsel/worker"
 )
 
 // collectAt is how much the heap may grow, in percent, before it is collected, unless GOGC says otherwise: what Kapsel keeps
@@ -55,7 +57,7 @@ See "kapsel api --help" and "kapsel worker --help" for the others.`,
 // help is what a command does that only holds others. With it cobra refuses, as unknown, what is none of them.
 func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
-// load reads the configuration and makes a logger.
+// load reads the configuration and makes a logger, which also gets a line for what libraries print past it.
 func load() (Config, *zap.Logger, error) {
 	config, err := readConfig(os.Environ())
 	if err != nil {
@@ -68,5 +70,6 @@ func load() (Config, *zap.Logger, error) {
 	if err != nil {
 		return Config{}, nil, fmt.Errorf("make logger: %w", err)
 	}
+	worker.DropStandardLog(log)
 	return config, log, nil
 }

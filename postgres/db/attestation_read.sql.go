@@ -256,3 +256,39 @@ func (q *Queries) PublicLog(ctx context.Context, id uuid.UUID) (PublicLogRow, er
 	err := row.Scan(&i.ID, &i.Origin)
 	return i, err
 }
+
+const publishedTransitions = `-- name: PublishedTransitions :many
+select t.tree_size, t.new_key_id, t.note
+from key_transitions t
+where t.log_id = $1
+  and t.tree_size < (select h.tree_size from signed_tree_heads h where h.log_id = $1 and h.signature is not null
+                     order by h.tree_size desc, h."timestamp" desc limit 1)
+order by t.tree_size
+`
+
+type PublishedTransitionsRow struct {
+	TreeSize int64
+	NewKeyID []byte
+	Note     []byte
+}
+
+// The changes of a log's key that a published head covers, oldest first. The note is the leaf with the index tree_size.
+func (q *Queries) PublishedTransitions(ctx context.Context, logID uuid.UUID) ([]PublishedTransitionsRow, error) {
+	rows, err := q.db.Query(ctx, publishedTransitions, logID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []PublishedTransitionsRow{}
+	for rows.Next() {
+		var i PublishedTransitionsRow
+		if err := rows.Scan(&i.TreeSize, &i.NewKeyID, &i.Note); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}

@@ -32,11 +32,30 @@ order by e.id desc offset $3::int - 1 limit 1
 `
 
 // Looking for events and deliveries, as role kapsel_api (see management.sql). A search goes back in time through the
-// index (tenant, id), chunk by chunk: first the ID that ends the next chunk, then what matches down to it. So each
-// statement reads a bounded number of rows of a bounded number of days, whatever its filters are (ADR 20).
+// index (tenant, id), or (tenant, type, id) for events of one type, chunk by chunk: first the ID that ends the next chunk,
+// then what matches down to it. So each statement reads a bounded number of rows of a bounded number of days, whatever its
+// filters are (ADR 20).
 // No row: there are fewer events than a chunk down to the floor.
 func (q *Queries) EndOfEventChunk(ctx context.Context, before uuid.UUID, floor uuid.UUID, chunk int32) (uuid.UUID, error) {
 	row := q.db.QueryRow(ctx, endOfEventChunk, before, floor, chunk)
+	var id uuid.UUID
+	err := row.Scan(&id)
+	return id, err
+}
+
+const endOfTypeChunk = `-- name: EndOfTypeChunk :one
+select e.id from events e where e.event_type = $1::text and e.id < $2 and e.id >= $3
+order by e.id desc offset $4::int - 1 limit 1
+`
+
+// Of the events of one type, which have an index of their own: a search for a rare one goes through these and no others.
+func (q *Queries) EndOfTypeChunk(ctx context.Context, eventType string, before uuid.UUID, floor uuid.UUID, chunk int32) (uuid.UUID, error) {
+	row := q.db.QueryRow(ctx, endOfTypeChunk,
+		eventType,
+		before,
+		floor,
+		chunk,
+	)
 	var id uuid.UUID
 	err := row.Scan(&id)
 	return id, err
@@ -151,7 +170,8 @@ func (q *Queries) GetAttempt(ctx context.Context, id uuid.UUID) (GetAttemptRow, 
 }
 
 const getDelivery = `-- name: GetDelivery :one
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.filter_error, d.next_attempt, d.due_at, d.finished_at, d.order_seq,
+    d.redelivery_of
 from deliveries d
 where d.id = $1
 `
@@ -163,6 +183,7 @@ type GetDeliveryRow struct {
 	DestinationID uuid.UUID
 	State         string
 	Lane          *string
+	FilterError   *string
 	NextAttempt   int32
 	DueAt         *time.Time
 	FinishedAt    *time.Time
@@ -180,6 +201,7 @@ func (q *Queries) GetDelivery(ctx context.Context, id uuid.UUID) (GetDeliveryRow
 		&i.DestinationID,
 		&i.State,
 		&i.Lane,
+		&i.FilterError,
 		&i.NextAttempt,
 		&i.DueAt,
 		&i.FinishedAt,
@@ -238,7 +260,8 @@ func (q *Queries) PublishedPlace(ctx context.Context, attemptID uuid.UUID) (Publ
 }
 
 const searchDeliveries = `-- name: SearchDeliveries :many
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.filter_error, d.next_attempt, d.due_at, d.finished_at, d.order_seq,
+    d.redelivery_of
 from deliveries d
 where d.id < $1 and d.id >= $2
   and ($3::text is null or d.state = $3)
@@ -268,6 +291,7 @@ type SearchDeliveriesRow struct {
 	DestinationID uuid.UUID
 	State         string
 	Lane          *string
+	FilterError   *string
 	NextAttempt   int32
 	DueAt         *time.Time
 	FinishedAt    *time.Time
@@ -300,6 +324,7 @@ func (q *Queries) SearchDeliveries(ctx context.Context, arg SearchDeliveriesPara
 			&i.DestinationID,
 			&i.State,
 			&i.Lane,
+			&i.FilterError,
 			&i.NextAttempt,
 			&i.DueAt,
 			&i.FinishedAt,
@@ -317,19 +342,21 @@ func (q *Queries) SearchDeliveries(ctx context.Context, arg SearchDeliveriesPara
 }
 
 const searchEvents = `-- name: SearchEvents :many
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash
 from events e
 where e.id < $1 and e.id >= $2
-  and ($3::uuid is null or e.endpoint_id = $3)
-  and ($4::bytea is null or e.duplicate_key = $4)
-  and ($5::text is null or lower(btrim(split_part(e.content_type, ';', 1), E' \t')) = lower($5))
+  and ($3::text is null or e.event_type = $3)
+  and ($4::uuid is null or e.endpoint_id = $4)
+  and ($5::bytea is null or e.duplicate_key = $5)
+  and ($6::text is null or lower(btrim(split_part(e.content_type, ';', 1), E' \t')) = lower($6))
 order by e.id desc
-limit $6
+limit $7
 `
 
 type SearchEventsParams struct {
 	Before       uuid.UUID
 	Floor        uuid.UUID
+	EventType    *string
 	EndpointID   *uuid.UUID
 	DuplicateKey []byte
 	MediaType    *string
@@ -341,6 +368,7 @@ type SearchEventsRow struct {
 	EndpointID  uuid.UUID
 	AcceptedAt  time.Time
 	ContentType string
+	EventType   *string
 	BodySize    int32
 	PayloadHash []byte
 }
@@ -349,6 +377,7 @@ func (q *Queries) SearchEvents(ctx context.Context, arg SearchEventsParams) ([]S
 	rows, err := q.db.Query(ctx, searchEvents,
 		arg.Before,
 		arg.Floor,
+		arg.EventType,
 		arg.EndpointID,
 		arg.DuplicateKey,
 		arg.MediaType,
@@ -366,6 +395,7 @@ func (q *Queries) SearchEvents(ctx context.Context, arg SearchEventsParams) ([]S
 			&i.EndpointID,
 			&i.AcceptedAt,
 			&i.ContentType,
+			&i.EventType,
 			&i.BodySize,
 			&i.PayloadHash,
 		); err != nil {

@@ -186,9 +186,9 @@ func (q *Queries) SigningSecrets(ctx context.Context, destinationID uuid.UUID) (
 const updateDestination = `-- name: UpdateDestination :exec
 update destinations set url = $2, secret_path = $3, timeout_ms = coalesce($4, timeout_ms),
     schedule = coalesce($5, schedule), headers = coalesce($6, headers),
-    circuit = coalesce($7, circuit),
-    max_concurrency = nullif(coalesce($8::int, max_concurrency), 0),
-    rate_per_second = nullif(coalesce($9::int, rate_per_second), 0), updated_at = now()
+    circuit = coalesce($7, circuit), filter = nullif(coalesce($8::jsonb, filter), '{}'),
+    max_concurrency = nullif(coalesce($9::int, max_concurrency), 0),
+    rate_per_second = nullif(coalesce($10::int, rate_per_second), 0), updated_at = now()
 where id = $1
 `
 
@@ -200,6 +200,7 @@ type UpdateDestinationParams struct {
 	Schedule       json.RawMessage
 	Headers        json.RawMessage
 	Circuit        json.RawMessage
+	Filter         json.RawMessage
 	MaxConcurrency *int32
 	RatePerSecond  *int32
 }
@@ -213,6 +214,7 @@ func (q *Queries) UpdateDestination(ctx context.Context, arg UpdateDestinationPa
 		arg.Schedule,
 		arg.Headers,
 		arg.Circuit,
+		arg.Filter,
 		arg.MaxConcurrency,
 		arg.RatePerSecond,
 	)

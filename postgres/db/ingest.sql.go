@@ -12,16 +12,53 @@ import (
 	"github.com/google/uuid"
 )
 
+const destinationsForIngest = `-- name: DestinationsForIngest :many
+select d.id, d.url, d.secret_path, d.filter from destinations d where d.endpoint_id = $1 and d.deleted_at is null order by d.id
+`
+
+type DestinationsForIngestRow struct {
+	ID         uuid.UUID
+	Url        string
+	SecretPath bool
+	Filter     json.RawMessage
+}
+
+func (q *Queries) DestinationsForIngest(ctx context.Context, endpointID uuid.UUID) ([]DestinationsForIngestRow, error) {
+	rows, err := q.db.Query(ctx, destinationsForIngest, endpointID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []DestinationsForIngestRow{}
+	for rows.Next() {
+		var i DestinationsForIngestRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Url,
+			&i.SecretPath,
+			&i.Filter,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const endpointForIngest = `-- name: EndpointForIngest :one
 
-select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering,
+select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.ordering, e.event_type, e.record_skipped,
+    e.operational,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
     array(select coalesce((extract(epoch from s.expires_at) * 1000)::bigint, 0) from endpoint_secrets s
-        where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bigint[] as secret_expiries,
-    array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[] as destinations
+        where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bigint[] as secret_expiries
 from endpoints e
 join tenants t on t.id = e.tenant_id
+join logs l on l.id = t.log_id
 where e.id = $1 and e.deleted_at is null and t.deleted_at is null
 `
 
@@ -29,12 +66,15 @@ type EndpointForIngestRow struct {
 	ID             uuid.UUID
 	TenantID       uuid.UUID
 	LogID          uuid.UUID
+	Origin         string
 	Verification   json.RawMessage
 	Duplicates     json.RawMessage
 	Ordering       json.RawMessage
+	EventType      json.RawMessage
+	RecordSkipped  bool
+	Operational    bool
 	Secrets        [][]byte
 	SecretExpiries []int64
-	Destinations   []uuid.UUID
 }
 
 // Read by role kapsel_engine on the way in.
@@ -46,12 +86,15 @@ func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (Endpoint
 		&i.ID,
 		&i.TenantID,
 		&i.LogID,
+		&i.Origin,
 		&i.Verification,
 		&i.Duplicates,
 		&i.Ordering,
+		&i.EventType,
+		&i.RecordSkipped,
+		&i.Operational,
 		&i.Secrets,
 		&i.SecretExpiries,
-		&i.Destinations,
 	)
 	return i, err
 }

@@ -7,9 +7,68 @@ package db
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 )
+
+const keyTransitions = `-- name: KeyTransitions :many
+select t.tree_size, t.reason, t.note, t.changed_at, o.public_key as old_key, n.public_key as new_key
+from key_transitions t
+join attestation_keys o on o.log_id = t.log_id and o.key_id = t.old_key_id
+join attestation_keys n on n.log_id = t.log_id and n.key_id = t.new_key_id
+where t.log_id = $1
+order by t.tree_size
+`
+
+type KeyTransitionsRow struct {
+	TreeSize  int64
+	Reason    string
+	Note      []byte
+	ChangedAt time.Time
+	OldKey    []byte
+	NewKey    []byte
+}
+
+// The changes of a log's key, oldest first.
+func (q *Queries) KeyTransitions(ctx context.Context, logID uuid.UUID) ([]KeyTransitionsRow, error) {
+	rows, err := q.db.Query(ctx, keyTransitions, logID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []KeyTransitionsRow{}
+	for rows.Next() {
+		var i KeyTransitionsRow
+		if err := rows.Scan(
+			&i.TreeSize,
+			&i.Reason,
+			&i.Note,
+			&i.ChangedAt,
+			&i.OldKey,
+			&i.NewKey,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const knowsLogKey = `-- name: KnowsLogKey :one
+select exists (select from attestation_keys k where k.log_id = $1 and k.key_id = $2 and k.purpose = 'log')
+`
+
+// Whether a key is or was the log's.
+func (q *Queries) KnowsLogKey(ctx context.Context, logID uuid.UUID, keyID []byte) (bool, error) {
+	row := q.db.QueryRow(ctx, knowsLogKey, logID, keyID)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
 
 const logByID = `-- name: LogByID :one
 select l.id, l.origin, k.key_id, k.public_key

@@ -105,7 +105,8 @@ func (q *Queries) CountDestinations(ctx context.Context, endpointID uuid.UUID) (
 }
 
 const deliveriesOf = `-- name: DeliveriesOf :many
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.filter_error, d.next_attempt, d.due_at, d.finished_at, d.order_seq,
+    d.redelivery_of
 from deliveries d
 where d.event_id = $1 and d.id between $2 and $3
 order by d.id
@@ -118,6 +119,7 @@ type DeliveriesOfRow struct {
 	DestinationID uuid.UUID
 	State         string
 	Lane          *string
+	FilterError   *string
 	NextAttempt   int32
 	DueAt         *time.Time
 	FinishedAt    *time.Time
@@ -142,6 +144,7 @@ func (q *Queries) DeliveriesOf(ctx context.Context, eventID uuid.UUID, low uuid.
 			&i.DestinationID,
 			&i.State,
 			&i.Lane,
+			&i.FilterError,
 			&i.NextAttempt,
 			&i.DueAt,
 			&i.FinishedAt,
@@ -170,7 +173,7 @@ func (q *Queries) DeliveryExists(ctx context.Context, id uuid.UUID) (uuid.UUID, 
 }
 
 const destinationsOf = `-- name: DestinationsOf :many
-select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule,
+select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule, d.filter,
     array(select h from jsonb_object_keys(d.headers) h order by h)::text[] as header_names,
     d.max_concurrency, d.rate_per_second, d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
     d.circuit, coalesce(c.state, 'closed') as circuit_state, c.opened_at, c.probe_until, c.failing_since, c.failed_at
@@ -187,6 +190,7 @@ type DestinationsOfRow struct {
 	SecretPath     bool
 	TimeoutMs      int32
 	Schedule       json.RawMessage
+	Filter         json.RawMessage
 	HeaderNames    []string
 	MaxConcurrency *int32
 	RatePerSecond  *int32
@@ -218,6 +222,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 			&i.SecretPath,
 			&i.TimeoutMs,
 			&i.Schedule,
+			&i.Filter,
 			&i.HeaderNames,
 			&i.MaxConcurrency,
 			&i.RatePerSecond,
@@ -243,7 +248,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 }
 
 const getEndpoint = `-- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -251,14 +256,17 @@ where e.id = $1 and e.deleted_at is null
 `
 
 type GetEndpointRow struct {
-	ID           uuid.UUID
-	Name         string
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Lane         string
-	Ordering     json.RawMessage
-	CreatedAt    time.Time
-	SecretCount  int64
+	ID            uuid.UUID
+	Name          string
+	Verification  json.RawMessage
+	Duplicates    json.RawMessage
+	Lane          string
+	Ordering      json.RawMessage
+	EventType     json.RawMessage
+	RecordSkipped bool
+	Operational   bool
+	CreatedAt     time.Time
+	SecretCount   int64
 }
 
 func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow, error) {
@@ -271,6 +279,9 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 		&i.Duplicates,
 		&i.Lane,
 		&i.Ordering,
+		&i.EventType,
+		&i.RecordSkipped,
+		&i.Operational,
 		&i.CreatedAt,
 		&i.SecretCount,
 	)
@@ -278,7 +289,7 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 }
 
 const getEvent = `-- name: GetEvent :one
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash from events e where e.id = $1
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash from events e where e.id = $1
 `
 
 type GetEventRow struct {
@@ -286,6 +297,7 @@ type GetEventRow struct {
 	EndpointID  uuid.UUID
 	AcceptedAt  time.Time
 	ContentType string
+	EventType   *string
 	BodySize    int32
 	PayloadHash []byte
 }
@@ -298,6 +310,7 @@ func (q *Queries) GetEvent(ctx context.Context, id uuid.UUID) (GetEventRow, erro
 		&i.EndpointID,
 		&i.AcceptedAt,
 		&i.ContentType,
+		&i.EventType,
 		&i.BodySize,
 		&i.PayloadHash,
 	)
@@ -322,8 +335,8 @@ func (q *Queries) GetPayload(ctx context.Context, id uuid.UUID) (GetPayloadRow, 
 }
 
 const insertDestination = `-- name: InsertDestination :one
-insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit, max_concurrency, rate_per_second)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit, max_concurrency, rate_per_second, filter)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 returning created_at
 `
 
@@ -339,6 +352,7 @@ type InsertDestinationParams struct {
 	Circuit        json.RawMessage
 	MaxConcurrency *int32
 	RatePerSecond  *int32
+	Filter         json.RawMessage
 }
 
 func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationParams) (time.Time, error) {
@@ -354,6 +368,7 @@ func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationPa
 		arg.Circuit,
 		arg.MaxConcurrency,
 		arg.RatePerSecond,
+		arg.Filter,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -375,19 +390,22 @@ func (q *Queries) InsertDestinationSecret(ctx context.Context, iD uuid.UUID, des
 }
 
 const insertEndpoint = `-- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering)
-values ($1, $2, $3, $4, $5, $6, $7)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, event_type, record_skipped, operational)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 returning created_at
 `
 
 type InsertEndpointParams struct {
-	ID           uuid.UUID
-	TenantID     uuid.UUID
-	Name         string
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Lane         string
-	Ordering     json.RawMessage
+	ID            uuid.UUID
+	TenantID      uuid.UUID
+	Name          string
+	Verification  json.RawMessage
+	Duplicates    json.RawMessage
+	Lane          string
+	Ordering      json.RawMessage
+	EventType     json.RawMessage
+	RecordSkipped bool
+	Operational   bool
 }
 
 func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) (time.Time, error) {
@@ -399,6 +417,9 @@ func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) 
 		arg.Duplicates,
 		arg.Lane,
 		arg.Ordering,
+		arg.EventType,
+		arg.RecordSkipped,
+		arg.Operational,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -420,7 +441,7 @@ func (q *Queries) InsertEndpointSecret(ctx context.Context, iD uuid.UUID, endpoi
 }
 
 const listEndpoints = `-- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -430,14 +451,17 @@ limit $2
 `
 
 type ListEndpointsRow struct {
-	ID           uuid.UUID
-	Name         string
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Lane         string
-	Ordering     json.RawMessage
-	CreatedAt    time.Time
-	SecretCount  int64
+	ID            uuid.UUID
+	Name          string
+	Verification  json.RawMessage
+	Duplicates    json.RawMessage
+	Lane          string
+	Ordering      json.RawMessage
+	EventType     json.RawMessage
+	RecordSkipped bool
+	Operational   bool
+	CreatedAt     time.Time
+	SecretCount   int64
 }
 
 func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows int32) ([]ListEndpointsRow, error) {
@@ -456,6 +480,9 @@ func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows i
 			&i.Duplicates,
 			&i.Lane,
 			&i.Ordering,
+			&i.EventType,
+			&i.RecordSkipped,
+			&i.Operational,
 			&i.CreatedAt,
 			&i.SecretCount,
 		); err != nil {

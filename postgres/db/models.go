@@ -84,6 +84,8 @@ type Circuit struct {
 	// the first failure after which nothing succeeded, and failed_at the last one
 	FailingSince *time.Time
 	FailedAt     *time.Time
+	LastStatus   *int32
+	LastError    *string
 }
 
 type Dedup struct {
@@ -117,6 +119,8 @@ type Delivery struct {
 	DueAt           *time.Time
 	CheckAfter      *time.Time
 	FinishedAt      *time.Time
+	// why the filter could not be asked, so that the event was taken to match
+	FilterError *string
 }
 
 type DeliveryCommand struct {
@@ -203,7 +207,11 @@ type Endpoint struct {
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
 	DeletedAt    *time.Time
-	Ordering     json.RawMessage
+	// where the type of an event comes from: webhook.EventTypePolicy
+	EventType     json.RawMessage
+	RecordSkipped bool
+	Ordering      json.RawMessage
+	Operational   bool
 }
 
 type EndpointSecret struct {
@@ -225,6 +233,7 @@ type Event struct {
 	// commitment to the body: C("payload", salt, body)
 	PayloadHash  []byte
 	DuplicateKey []byte
+	EventType    *string
 }
 
 type EventPayload struct {
@@ -234,6 +243,16 @@ type EventPayload struct {
 	Body     []byte
 	Salt     []byte
 	Secret   []byte
+}
+
+type KeyTransition struct {
+	LogID     uuid.UUID
+	TreeSize  int64
+	OldKeyID  []byte
+	NewKeyID  []byte
+	Reason    string
+	Note      []byte
+	ChangedAt time.Time
 }
 
 type LeafOfAttempt struct {
@@ -283,6 +302,22 @@ type MerkleTile struct {
 	Level     int16
 	TileIndex int64
 	Hashes    []byte
+}
+
+type OperationalOutbox struct {
+	ID            int64
+	TenantID      uuid.UUID
+	Type          string
+	OccurredAt    time.Time
+	EndpointID    uuid.UUID
+	DestinationID uuid.UUID
+	DeliveryID    *uuid.UUID
+	EventID       *uuid.UUID
+	Attempts      *int32
+	Reason        *string
+	FailingSince  *time.Time
+	LastStatus    int32
+	LastError     string
 }
 
 type OrderKey struct {

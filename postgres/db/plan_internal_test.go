@@ -26,7 +26,9 @@ func CheckPlans(t *testing.T, delivery, floor, before uuid.UUID, query func(sql 
 		index string // that must be used
 	}{
 		"end of event chunk":    {endOfEventChunk, []any{before, floor, 2000}, "tenant_id"},
-		"search events":         {searchEvents, []any{before, floor, none, none, none, 51}, "tenant_id"},
+		"end of type chunk":     {endOfTypeChunk, []any{"push", before, floor, 2000}, "tenant_id.*event_type"},
+		"search events":         {searchEvents, []any{before, floor, none, none, none, none, 51}, "tenant_id"},
+		"search events of type": {searchEvents, []any{before, floor, "push", none, none, none, 51}, "tenant_id.*event_type"},
 		"end of delivery chunk": {endOfDeliveryChunk, []any{before, floor, 2000}, "tenant_id"},
 		"search deliveries":     {searchDeliveries, []any{before, floor, "dead", none, none, none, none, 51}, "tenant_id"},
 		"search of destination": {searchDeliveries, []any{before, floor, none, delivery, none, none, none, 51}, "tenant_id"},

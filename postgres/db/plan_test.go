@@ -25,8 +25,9 @@ func TestSearchesReadOneTenantAndTheDaysThatAreAskedFor(t *testing.T) {
 		_, err := engine.Exec(t.Context(), `insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id)
 			select uuid_floor($1::timestamptz + n * interval '1 ms'), gen_random_uuid(), $2, $2, $2, $2 from generate_series(1, $3::int) n`, today.Add(at), tenant, n)
 		require.NoError(t, err)
-		_, err = engine.Exec(t.Context(), `insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash)
-			select id, tenant_id, tenant_id, '', 0, decode(repeat('00', 32), 'hex') from deliveries where tenant_id = $1`, tenant)
+		_, err = engine.Exec(t.Context(), `insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash, event_type)
+			select id, tenant_id, tenant_id, '', 0, decode(repeat('00', 32), 'hex'), case when hashtext(id::text) % 10 = 0 then 'push' end
+			from deliveries where tenant_id = $1`, tenant)
 		require.NoError(t, err)
 	}
 	fill(other, 20_000, 0)

@@ -84,6 +84,17 @@ func (q *Queries) ExpireEndpointSecrets(ctx context.Context, seconds float64, en
 	return err
 }
 
+const isOperational = `-- name: IsOperational :one
+select e.operational from endpoints e where e.id = $1
+`
+
+func (q *Queries) IsOperational(ctx context.Context, id uuid.UUID) (bool, error) {
+	row := q.db.QueryRow(ctx, isOperational, id)
+	var operational bool
+	err := row.Scan(&operational)
+	return operational, err
+}
+
 const lockEndpointSource = `-- name: LockEndpointSource :one
 
 select e.verification from endpoints e where e.id = $1 and e.deleted_at is null for update
@@ -104,16 +115,20 @@ update endpoints set
     verification = coalesce($2, verification),
     duplicates = coalesce($3, duplicates),
     lane = coalesce($4, lane),
+    event_type = coalesce($5, event_type),
+    record_skipped = coalesce($6, record_skipped),
     updated_at = now()
-where id = $5
+where id = $7
 `
 
 type UpdateEndpointParams struct {
-	Name         *string
-	Verification json.RawMessage
-	Duplicates   json.RawMessage
-	Lane         *string
-	ID           uuid.UUID
+	Name          *string
+	Verification  json.RawMessage
+	Duplicates    json.RawMessage
+	Lane          *string
+	EventType     json.RawMessage
+	RecordSkipped *bool
+	ID            uuid.UUID
 }
 
 // What is null stays as it is.
@@ -123,6 +138,8 @@ func (q *Queries) UpdateEndpoint(ctx context.Context, arg UpdateEndpointParams) 
 		arg.Verification,
 		arg.Duplicates,
 		arg.Lane,
+		arg.EventType,
+		arg.RecordSkipped,
 		arg.ID,
 	)
 	return err

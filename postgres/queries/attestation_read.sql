@@ -52,3 +52,12 @@ select m.leaf_hash, m.leaf, m.secrets from merkle_leaves m where m.log_id = $1 a
 -- name: AttemptAge :one
 -- For how many seconds an attempt has waited for its leaf to be published.
 select greatest(extract(epoch from now() - a.recorded_at), 0)::double precision as seconds from attempts a where a.id = $1;
+
+-- name: PublishedTransitions :many
+-- The changes of a log's key that a published head covers, oldest first. The note is the leaf with the index tree_size.
+select t.tree_size, t.new_key_id, t.note
+from key_transitions t
+where t.log_id = $1
+  and t.tree_size < (select h.tree_size from signed_tree_heads h where h.log_id = $1 and h.signature is not null
+                     order by h.tree_size desc, h."timestamp" desc limit 1)
+order by t.tree_size;

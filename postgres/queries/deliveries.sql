@@ -1,16 +1,23 @@
 -- Looking for events and deliveries, as role kapsel_api (see management.sql). A search goes back in time through the
--- index (tenant, id), chunk by chunk: first the ID that ends the next chunk, then what matches down to it. So each
--- statement reads a bounded number of rows of a bounded number of days, whatever its filters are (ADR 20).
+-- index (tenant, id), or (tenant, type, id) for events of one type, chunk by chunk: first the ID that ends the next chunk,
+-- then what matches down to it. So each statement reads a bounded number of rows of a bounded number of days, whatever its
+-- filters are (ADR 20).
 
 -- name: EndOfEventChunk :one
 -- No row: there are fewer events than a chunk down to the floor.
 select e.id from events e where e.id < sqlc.arg(before) and e.id >= sqlc.arg(floor)
 order by e.id desc offset sqlc.arg(chunk)::int - 1 limit 1;
 
+-- name: EndOfTypeChunk :one
+-- Of the events of one type, which have an index of their own: a search for a rare one goes through these and no others.
+select e.id from events e where e.event_type = sqlc.arg(event_type)::text and e.id < sqlc.arg(before) and e.id >= sqlc.arg(floor)
+order by e.id desc offset sqlc.arg(chunk)::int - 1 limit 1;
+
 -- name: SearchEvents :many
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash
 from events e
 where e.id < sqlc.arg(before) and e.id >= sqlc.arg(floor)
+  and (sqlc.narg(event_type)::text is null or e.event_type = sqlc.narg(event_type))
   and (sqlc.narg(endpoint_id)::uuid is null or e.endpoint_id = sqlc.narg(endpoint_id))
   and (sqlc.narg(duplicate_key)::bytea is null or e.duplicate_key = sqlc.narg(duplicate_key))
   and (sqlc.narg(media_type)::text is null or lower(btrim(split_part(e.content_type, ';', 1), E' \t')) = lower(sqlc.narg(media_type)))
@@ -31,7 +38,8 @@ select d.id from deliveries d where d.id < sqlc.arg(before) and d.id >= sqlc.arg
 order by d.id desc offset sqlc.arg(chunk)::int - 1 limit 1;
 
 -- name: SearchDeliveries :many
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.filter_error, d.next_attempt, d.due_at, d.finished_at, d.order_seq,
+    d.redelivery_of
 from deliveries d
 where d.id < sqlc.arg(before) and d.id >= sqlc.arg(floor)
   and (sqlc.narg(state)::text is null or d.state = sqlc.narg(state))
@@ -43,7 +51,8 @@ order by d.id desc
 limit sqlc.arg(max_rows);
 
 -- name: GetDelivery :one
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.filter_error, d.next_attempt, d.due_at, d.finished_at, d.order_seq,
+    d.redelivery_of
 from deliveries d
 where d.id = $1;
 

@@ -9,7 +9,7 @@ select d.endpoint_id, d.url, d.secret_path from destinations d where d.id = $1 a
 -- name: UpdateDestination :exec
 update destinations set url = $2, secret_path = $3, timeout_ms = coalesce(sqlc.narg(timeout_ms), timeout_ms),
     schedule = coalesce(sqlc.narg(schedule), schedule), headers = coalesce(sqlc.narg(headers), headers),
-    circuit = coalesce(sqlc.narg(circuit), circuit),
+    circuit = coalesce(sqlc.narg(circuit), circuit), filter = nullif(coalesce(sqlc.narg(filter)::jsonb, filter), '{}'),
     max_concurrency = nullif(coalesce(sqlc.narg(max_concurrency)::int, max_concurrency), 0),
     rate_per_second = nullif(coalesce(sqlc.narg(rate_per_second)::int, rate_per_second), 0), updated_at = now()
 where id = $1;

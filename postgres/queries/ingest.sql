@@ -2,12 +2,16 @@
 
 -- name: EndpointForIngest :one
 -- The secrets that are valid, oldest first, and when each expires: in Unix milliseconds, 0 for never.
-select e.id, e.tenant_id, t.log_id, e.verification, e.duplicates, e.ordering,
+select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.ordering, e.event_type, e.record_skipped,
+    e.operational,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
     array(select coalesce((extract(epoch from s.expires_at) * 1000)::bigint, 0) from endpoint_secrets s
-        where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bigint[] as secret_expiries,
-    array(select d.id from destinations d where d.endpoint_id = e.id and d.deleted_at is null order by d.id)::uuid[] as destinations
+        where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bigint[] as secret_expiries
 from endpoints e
 join tenants t on t.id = e.tenant_id
+join logs l on l.id = t.log_id
 where e.id = $1 and e.deleted_at is null and t.deleted_at is null;
+
+-- name: DestinationsForIngest :many
+select d.id, d.url, d.secret_path, d.filter from destinations d where d.endpoint_id = $1 and d.deleted_at is null order by d.id;

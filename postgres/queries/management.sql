@@ -5,23 +5,23 @@
 select a.key_id::uuid as key_id, a.tenant_id::uuid as tenant_id from authenticate(sqlc.arg(hash)::bytea) a;
 
 -- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering)
-values ($1, $2, $3, $4, $5, $6, $7)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, event_type, record_skipped, operational)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 returning created_at;
 
 -- name: InsertEndpointSecret :exec
 insert into endpoint_secrets (id, endpoint_id, tenant_id, secret) values ($1, $2, $3, $4);
 
 -- name: InsertDestination :one
-insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit, max_concurrency, rate_per_second)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit, max_concurrency, rate_per_second, filter)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 returning created_at;
 
 -- name: InsertDestinationSecret :exec
 insert into destination_secrets (id, destination_id, tenant_id, secret) values ($1, $2, $3, $4);
 
 -- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -30,7 +30,7 @@ order by e.id desc
 limit sqlc.arg(max_rows);
 
 -- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -44,7 +44,7 @@ select e.id from endpoints e where e.id = $1 and e.deleted_at is null for update
 select count(*) from destinations where endpoint_id = $1 and deleted_at is null;
 
 -- name: DestinationsOf :many
-select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule,
+select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule, d.filter,
     array(select h from jsonb_object_keys(d.headers) h order by h)::text[] as header_names,
     d.max_concurrency, d.rate_per_second, d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
     d.circuit, coalesce(c.state, 'closed') as circuit_state, c.opened_at, c.probe_until, c.failing_since, c.failed_at
@@ -54,7 +54,7 @@ where d.endpoint_id = any(sqlc.arg(endpoints)::uuid[]) and d.deleted_at is null
 order by d.id;
 
 -- name: GetEvent :one
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.body_size, e.payload_hash from events e where e.id = $1;
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash from events e where e.id = $1;
 
 -- name: GetPayload :one
 -- found without body: the payload was erased.
@@ -62,7 +62,8 @@ select e.id, p.body from events e left join event_payloads p on p.event_id = e.i
 
 -- name: DeliveriesOf :many
 -- The bounds are those of the event's millisecond, which its deliveries carry too: only one partition is read.
-select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.next_attempt, d.due_at, d.finished_at, d.order_seq, d.redelivery_of
+select d.id, d.event_id, d.endpoint_id, d.destination_id, d.state, d.lane, d.filter_error, d.next_attempt, d.due_at, d.finished_at, d.order_seq,
+    d.redelivery_of
 from deliveries d
 where d.event_id = sqlc.arg(event_id) and d.id between sqlc.arg(low) and sqlc.arg(high)
 order by d.id;

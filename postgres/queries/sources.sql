@@ -4,6 +4,9 @@
 -- Serialises those who change an endpoint's verification or its secrets, so that the two always fit.
 select e.verification from endpoints e where e.id = $1 and e.deleted_at is null for update;
 
+-- name: IsOperational :one
+select e.operational from endpoints e where e.id = $1;
+
 -- name: UpdateEndpoint :exec
 -- What is null stays as it is.
 update endpoints set
@@ -11,6 +14,8 @@ update endpoints set
     verification = coalesce(sqlc.narg(verification), verification),
     duplicates = coalesce(sqlc.narg(duplicates), duplicates),
     lane = coalesce(sqlc.narg(lane), lane),
+    event_type = coalesce(sqlc.narg(event_type), event_type),
+    record_skipped = coalesce(sqlc.narg(record_skipped), record_skipped),
     updated_at = now()
 where id = sqlc.arg(id);
 

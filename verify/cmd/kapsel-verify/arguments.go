@@ -16,6 +16,12 @@ const usage = `kapsel-verify checks a Kapsel proof package offline. It trusts no
 Usage:
   kapsel-verify --proof FILE --public-key HEX [flags]
   kapsel-verify --proof FILE --vkey VKEY [flags]
+  kapsel-verify delivery | monitor | evidence …
+
+Other commands, each with a --help of its own:
+  delivery            verify all packages of one delivery, and that none is missing
+  monitor             follow a log and raise the alarm when it contradicts itself
+  evidence            judge what a monitor kept of a log that did
 
 What you have:
   --proof FILE        the proof package
@@ -58,28 +64,11 @@ type arguments struct {
 func parseArguments(args []string) (arguments, error) {
 	var in arguments
 	o := &in.options
-	fs := flag.NewFlagSet("kapsel-verify", flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
+	fs := newFlags(o)
 	proof := fs.String("proof", "", "")
-	fs.IntVar(&o.Quorum, "quorum", 0, "")
 	fs.BoolVar(&in.json, "json", false, "")
-	fs.Func("public-key", "", func(s string) (err error) { o.PublicKey, err = publicKey(s); return err })
-	fs.Func("witness", "", func(s string) error { o.Witnesses = append(o.Witnesses, s); return nil })
-	fs.Func("payload", "", func(s string) (err error) { o.Payload, err = heldFile(s); return err })
 	fs.Func("response", "", func(s string) (err error) { o.Response, err = heldFile(s); return err })
-	for name, field := range map[string]*string{"vkey": &o.VKey, "origin": &o.Origin} {
-		fs.Func(name, "", func(s string) error { // a variable that isn't set mustn't take away what the user trusts
-			if *field = s; s == "" {
-				return errors.New("is empty")
-			}
-			return nil
-		})
-	}
-	for name, field := range map[string]**string{
-		"url": &o.URL, "attempt": &o.Attempt, "delivery": &o.Delivery, "event": &o.Event, "tenant": &o.Tenant,
-	} {
-		fs.Func(name, "", func(s string) error { *field = &s; return nil })
-	}
+	fs.Func("attempt", "", func(s string) error { o.Attempt = &s; return nil })
 	if err := fs.Parse(args); err != nil {
 		return in, err
 	}
@@ -89,7 +78,7 @@ func parseArguments(args []string) (arguments, error) {
 	case *proof == "":
 		return in, errors.New("no proof package: give --proof FILE")
 	case o.PublicKey == nil && o.VKey == "":
-		return in, errors.New("no key to trust: give --public-key HEX or --vkey VKEY, as published by the log's operator")
+		return in, errNoKey
 	}
 	b, err := readFile(*proof, verify.MaxPackageSize)
 	if err == nil && len(b) == 0 {
@@ -97,6 +86,54 @@ func parseArguments(args []string) (arguments, error) {
 	}
 	in.proof = b
 	return in, err
+}
+
+var errNoKey = errors.New("no key to trust: give --public-key HEX or --vkey VKEY, as published by the log's operator")
+
+// newFlags makes the flags that a package and a delivery share.
+func newFlags(o *verify.Options) *flag.FlagSet {
+	fs := flag.NewFlagSet("kapsel-verify", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	trustFlags(fs, o)
+	fs.IntVar(&o.Quorum, "quorum", 0, "")
+	fs.Func("witness", "", func(s string) error { o.Witnesses = append(o.Witnesses, s); return nil })
+	fs.Func("payload", "", func(s string) (err error) { o.Payload, err = heldFile(s); return err })
+	for name, field := range map[string]**string{"url": &o.URL, "delivery": &o.Delivery, "event": &o.Event, "tenant": &o.Tenant} {
+		fs.Func(name, "", func(s string) error { *field = &s; return nil })
+	}
+	return fs
+}
+
+// trustFlags are the log's key and name.
+func trustFlags(fs *flag.FlagSet, o *verify.Options) {
+	fs.Func("public-key", "", func(s string) (err error) { o.PublicKey, err = publicKey(s); return err })
+	for name, field := range map[string]*string{"vkey": &o.VKey, "origin": &o.Origin} {
+		fs.Func(name, "", func(s string) error { // a variable that isn't set mustn't take away what the user trusts
+			if *field = s; s == "" {
+				return errors.New("is empty")
+			}
+			return nil
+		})
+	}
+}
+
+// trusted settles which key and name the flags of trustFlags name; the name is "" if they name none.
+func trusted(o *verify.Options) error {
+	switch {
+	case o.VKey == "" && o.PublicKey == nil:
+		return errNoKey
+	case o.VKey == "":
+		return nil
+	}
+	origin, key, err := verify.ParseVKey(o.VKey)
+	if err != nil {
+		return err
+	}
+	if o.Origin != "" && o.Origin != origin || o.PublicKey != nil && !o.PublicKey.Equal(key) {
+		return errors.New("the vkey contradicts the public key or the origin")
+	}
+	o.Origin, o.PublicKey = origin, key
+	return nil
 }
 
 func publicKey(s string) ([]byte, error) {

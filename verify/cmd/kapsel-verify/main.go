@@ -1,5 +1,6 @@
-// Command kapsel-verify checks a Kapsel proof package offline. All it trusts is the public key (or vkey) on its command
-// line. It exits with 0 if the proof holds, 1 if it is rejected, and 2 if the arguments can't be used.
+// Command kapsel-verify checks Kapsel proof packages offline, one or all of a delivery, follows a log, and judges evidence
+// against one. All it trusts is the public key (or vkey) on its command line. It exits with 0 if the proof holds, 1 if it
+// is rejected, and 2 if the arguments can't be used.
 package main
 
 import (
@@ -24,16 +25,30 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	in, err := parseArguments(args)
-	if errors.Is(err, flag.ErrHelp) {
-		return finish(stdout, usage, exitVerified)
+	command := ""
+	if len(args) > 0 {
+		command = args[0]
 	}
+	switch command {
+	case "delivery":
+		return runDelivery(args[1:], stdout, stderr)
+	case "monitor":
+		return runMonitor(args[1:], stdout, stderr)
+	case "evidence":
+		return runEvidence(args[1:], stdout, stderr)
+	}
+	return runPackage(args, stdout, stderr)
+}
+
+// runPackage verifies one proof package.
+func runPackage(args []string, stdout, stderr io.Writer) int {
+	in, err := parseArguments(args)
 	if err != nil {
-		return finish(stderr, "kapsel-verify: "+printable(err.Error())+"; see kapsel-verify --help\n", exitUsage)
+		return unusable(err, usage, "kapsel-verify", stdout, stderr)
 	}
 	result, err := verify.Package(in.proof, in.options)
 	if errors.Is(err, verify.ErrOptions) {
-		return finish(stderr, "kapsel-verify: "+printable(err.Error())+"; see kapsel-verify --help\n", exitUsage)
+		return unusable(err, usage, "kapsel-verify", stdout, stderr)
 	}
 	if err != nil {
 		if in.json {
@@ -47,6 +62,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return finish(stdout, reportJSON(result), exitVerified)
 	}
 	return finish(stdout, report(result), exitVerified)
+}
+
+// unusable says what is wrong with the arguments, or how to use the command if that was asked.
+func unusable(err error, usage, command string, stdout, stderr io.Writer) int {
+	if errors.Is(err, flag.ErrHelp) {
+		return finish(stdout, usage, exitVerified)
+	}
+	return finish(stderr, "kapsel-verify: "+printable(err.Error())+"; see "+command+" --help\n", exitUsage)
 }
 
 // finish writes text and returns code. A verdict that couldn't be written must not look like a good one.

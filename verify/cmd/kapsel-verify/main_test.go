@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,7 +32,7 @@ func TestScripts(t *testing.T) {
 func exits(status int) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, _ bool, args []string) {
 		for i, a := range args { // what names a file of the script is read from its directory
-			if i > 0 && (args[i-1] == "--proof" || args[i-1] == "--payload" || args[i-1] == "--response") {
+			if i > 0 && (args[i-1] == "--proof" || args[i-1] == "--payload" || args[i-1] == "--response" || args[i-1] == "--proofs") {
 				args[i] = ts.MkAbs(a)
 			}
 		}
@@ -82,6 +83,9 @@ func setup(env *testscript.Env) error {
 	evil.Origin = "a\u202eb\u001b[31mc\n"
 	packages["evil.json"] = evil
 
+	if err := writeChain(l, env.WorkDir); err != nil {
+		return err
+	}
 	files := map[string][]byte{"body.json": testlog.Payload, "response": testlog.Response, "other": []byte("other"), "empty": nil}
 	for name, p := range packages {
 		b, err := json.Marshal(p)
@@ -101,6 +105,39 @@ func setup(env *testscript.Env) error {
 	env.Setenv("ORIGIN", l.Origin)
 	env.Setenv("URL", testlog.URL)
 	env.Setenv("DELIVERY", testlog.ID("dlv", delivered))
+	return nil
+}
+
+// writeChain logs a delivery of three attempts and writes its packages: all of them, without the second, and with one of
+// another delivery.
+func writeChain(l *testlog.Log, dir string) error {
+	previous, first := "", len(l.Leaves)
+	for seq := int64(1); seq <= 3; seq++ {
+		n := l.Append(func(leaf *verify.Leaf) {
+			leaf.DeliveryID, leaf.EventID, leaf.PayloadHash = testlog.ID("dlv", 77), testlog.ID("evt", 77), l.Leaf(first).PayloadHash
+			leaf.Seq, leaf.AttemptNumber, leaf.PreviousLeafHash = seq, seq, previous
+			if seq < 3 {
+				leaf.Outcome, leaf.ResponseStatus = verify.OutcomeRetry, 503
+			}
+		})
+		previous = hex.EncodeToString(verify.LeafHash(l.Leaves[n]))
+	}
+	for name, indexes := range map[string][]int{"chain": {first, first + 1, first + 2}, "gap": {first, first + 2}, "mixed": {0, first}} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			return err
+		}
+		for i, index := range indexes {
+			p := l.Package(index, len(l.Leaves))
+			p.Salts.Payload = l.Package(first, len(l.Leaves)).Salts.Payload
+			b, err := json.Marshal(p)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, name, fmt.Sprintf("%d.json", i+1)), b, 0o600); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 

@@ -88,7 +88,7 @@ func rejectionJSON(err error) string {
 	return encode(verdict{Error: printable(err.Error())})
 }
 
-func encode(v verdict) string {
+func encode(v any) string {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil { // nothing in a verdict can fail to encode
 		panic(errors.Join(errors.New("encode verdict"), err))

@@ -235,6 +235,15 @@ func subproof(m int, leaves [][]byte, whole bool) [][]byte {
 	return append(subproof(m-k, leaves[k:], false), Root(leaves[:k]))
 }
 
+// EvidencePath is SUBPROOF(m, D[n], false) of RFC 6962, section 2.1.2, which evidence holds: unlike PROOF it also has the
+// root of the first m leaves if m is a power of two.
+func EvidencePath(m int, leaves [][]byte) [][]byte {
+	if m == 0 {
+		return nil
+	}
+	return subproof(m, leaves, false)
+}
+
 // Numbered makes n small leaves that aren't leaf v1, for tests of trees.
 func Numbered(n int) [][]byte {
 	leaves := make([][]byte, n)
