@@ -23,12 +23,18 @@ const cadence = 10 * time.Second
 
 // proven is a leaf with a published head that covers it and the path between them.
 type proven struct {
-	leaf db.LeafOfAttemptRow
+	leaf attemptLeaf
 	head publishedHead
 	key  []byte // signed the head
 	path [][]byte
 	// history is how the log's key changed, each change with the proof that connects it with head.
 	history []verify.PackageTransition
+}
+
+// attemptLeaf is the leaf of an attempt and its place.
+type attemptLeaf struct {
+	db.PlaceOfAttemptRow
+	db.LeafAtRow
 }
 
 // notSealedError says that no published head covers an attempt yet, and when to come back.
@@ -146,12 +152,16 @@ func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*p
 	var p *proven
 	err = s.inTenant(ctx, func(tx pgx.Tx, _ uuid.UUID) error {
 		q := db.New(tx)
-		leaf, err := q.LeafOfAttempt(ctx, attemptID)
+		place, err := q.PlaceOfAttempt(ctx, attemptID)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return waiting(ctx, q, attemptID)
 		}
 		if err != nil {
 			return err
+		}
+		leaf := attemptLeaf{PlaceOfAttemptRow: place}
+		if leaf.LeafAtRow, err = q.LeafAt(ctx, leaf.LogID, leaf.LeafIndex); err != nil {
+			return fmt.Errorf("read leaf: %w", err)
 		}
 		p = &proven{leaf: leaf}
 		if p.head, err = headFor(ctx, q, attemptID, leaf, treeSize); err != nil {
@@ -160,11 +170,12 @@ func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*p
 		if p.key, err = q.LogKey(ctx, leaf.LogID, p.head.KeyID); err != nil {
 			return fmt.Errorf("read the head's key: %w", err)
 		}
-		p.path, err = attestation.ProveInclusion(ctx, s.tiles.reader(tx, leaf.LogID), uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
+		tiles := s.tiles.reader(tx, leaf.LogID)
+		p.path, err = attestation.ProveInclusion(ctx, tiles, uint64(leaf.LeafIndex), uint64(p.head.TreeSize))
 		if err != nil {
 			return err
 		}
-		p.history, err = keyHistory(ctx, tx, leaf.LogID, uint64(p.head.TreeSize))
+		p.history, err = keyHistory(ctx, tx, tiles, leaf.LogID, uint64(p.head.TreeSize))
 		return err
 	})
 	return p, err
@@ -191,7 +202,7 @@ func untilSealed(age float64) time.Duration {
 func inSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // headFor finds the earliest published head that covers the leaf, or the one of the size that was asked for.
-func headFor(ctx context.Context, q *db.Queries, attempt uuid.UUID, leaf db.LeafOfAttemptRow, treeSize *int64) (publishedHead, error) {
+func headFor(ctx context.Context, q *db.Queries, attempt uuid.UUID, leaf attemptLeaf, treeSize *int64) (publishedHead, error) {
 	first, err := q.FirstSignedHeadAbove(ctx, leaf.LogID, leaf.LeafIndex)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return publishedHead{}, waiting(ctx, q, attempt)

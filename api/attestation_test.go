@@ -13,7 +13,7 @@ import (
 	"github.com/kapsel-io/kapsel/verify"
 )
 
-func decodeAll(t *testing.T, hashes []string) [][]byte {
+func decodeAll(t testing.TB, hashes []string) [][]byte {
 	t.Helper()
 	all := make([][]byte, len(hashes))
 	for i, h := range hashes {

@@ -15,7 +15,7 @@ import (
 
 // keyHistory reads all changes of a log's key, oldest first, each with the proof between the tree before it and that of the
 // head of the given size, the smaller with the larger. Those after the head belong to it too: they bound it.
-func keyHistory(ctx context.Context, from db.DBTX, log uuid.UUID, headSize uint64) ([]verify.PackageTransition, error) {
+func keyHistory(ctx context.Context, from db.DBTX, read attestation.TileReader, log uuid.UUID, headSize uint64) ([]verify.PackageTransition, error) {
 	rows, err := db.New(from).PublishedTransitions(ctx, log)
 	if err != nil {
 		return nil, fmt.Errorf("read key history: %w", err)
@@ -24,7 +24,7 @@ func keyHistory(ctx context.Context, from db.DBTX, log uuid.UUID, headSize uint6
 	for _, row := range rows {
 		t := verify.PackageTransition{Transition: string(row.Note)}
 		if size := uint64(row.TreeSize); size > 0 { // the empty tree is a prefix of any, without proof
-			t.ConsistencyProof, err = attestation.ProveConsistency(ctx, tileReader(from, log), min(size, headSize), max(size, headSize))
+			t.ConsistencyProof, err = attestation.ProveConsistency(ctx, read, min(size, headSize), max(size, headSize))
 			if err != nil {
 				return nil, fmt.Errorf("prove key history: %w", err)
 			}

@@ -26,6 +26,10 @@ func TestConfigHasDefaults(t *testing.T) {
 	require.Equal(t, "127.0.0.1:7233", config.TemporalAddress)
 	require.Equal(t, zapcore.InfoLevel, config.LogLevel)
 	require.Equal(t, 200, config.MaxInFlight)
+	require.Equal(t, logPublic("tiles"), config.LogPublic)
+	config, err = readConfig([]string{"DATABASE_URL=postgres://k:s@db/kapsel", "LOG_PUBLIC=heads"})
+	require.NoError(t, err)
+	require.Equal(t, logPublic("heads"), config.LogPublic)
 }
 
 // A wrong value stops the start with the variable's name, and without a secret, in the message.
@@ -40,6 +44,7 @@ func TestConfigNamesTheVariableThatIsWrong(t *testing.T) {
 		"DATABASE_MAX_CONNS":        {database, "DATABASE_MAX_CONNS=1"},
 		"DESTINATION_DISABLE_AFTER": {database, "DESTINATION_DISABLE_AFTER=59s"},
 		"LOG_KEY_DIR":               {database, "LOG_KEY_DIR=/keys"},
+		"LOG_PUBLIC":                {database, "LOG_PUBLIC=leaves"},
 		"DATABASE_DIRECT_URL":       {database, "DATABASE_DIRECT_URL=mysql://s3cret@db"},
 	} {
 		_, err := readConfig(environ)

@@ -87,34 +87,21 @@ func (q *Queries) FirstSignedHeadOfSize(ctx context.Context, logID uuid.UUID, tr
 	return i, err
 }
 
-const leafOfAttempt = `-- name: LeafOfAttempt :one
-select a.log_id, a.leaf_index, l.origin, m.leaf_hash, m.leaf, m.secrets
-from leaf_of_attempt a
-join logs l on l.id = a.log_id
-join merkle_leaves m on m.log_id = a.log_id and m.leaf_index = a.leaf_index
-where a.attempt_id = $1
+const leafAt = `-- name: LeafAt :one
+select m.leaf_hash, m.leaf, m.secrets from merkle_leaves m where m.log_id = $1 and m.leaf_index = $2
 `
 
-type LeafOfAttemptRow struct {
-	LogID     uuid.UUID
-	LeafIndex int64
-	Origin    string
-	LeafHash  []byte
-	Leaf      []byte
-	Secrets   []byte
+type LeafAtRow struct {
+	LeafHash []byte
+	Leaf     []byte
+	Secrets  []byte
 }
 
-func (q *Queries) LeafOfAttempt(ctx context.Context, attemptID uuid.UUID) (LeafOfAttemptRow, error) {
-	row := q.db.QueryRow(ctx, leafOfAttempt, attemptID)
-	var i LeafOfAttemptRow
-	err := row.Scan(
-		&i.LogID,
-		&i.LeafIndex,
-		&i.Origin,
-		&i.LeafHash,
-		&i.Leaf,
-		&i.Secrets,
-	)
+// Not joined with the place: an index that is known when the statement is planned leaves one partition to plan for.
+func (q *Queries) LeafAt(ctx context.Context, logID uuid.UUID, leafIndex int64) (LeafAtRow, error) {
+	row := q.db.QueryRow(ctx, leafAt, logID, leafIndex)
+	var i LeafAtRow
+	err := row.Scan(&i.LeafHash, &i.Leaf, &i.Secrets)
 	return i, err
 }
 
@@ -229,6 +216,26 @@ func (q *Queries) OpenPublicLogs(ctx context.Context) ([]OpenPublicLogsRow, erro
 		return nil, err
 	}
 	return items, nil
+}
+
+const placeOfAttempt = `-- name: PlaceOfAttempt :one
+select a.log_id, a.leaf_index, l.origin
+from leaf_of_attempt a
+join logs l on l.id = a.log_id
+where a.attempt_id = $1
+`
+
+type PlaceOfAttemptRow struct {
+	LogID     uuid.UUID
+	LeafIndex int64
+	Origin    string
+}
+
+func (q *Queries) PlaceOfAttempt(ctx context.Context, attemptID uuid.UUID) (PlaceOfAttemptRow, error) {
+	row := q.db.QueryRow(ctx, placeOfAttempt, attemptID)
+	var i PlaceOfAttemptRow
+	err := row.Scan(&i.LogID, &i.LeafIndex, &i.Origin)
+	return i, err
 }
 
 const publicLog = `-- name: PublicLog :one

@@ -39,12 +39,15 @@ order by k.not_before, k.key_id;
 -- name: LogKey :one
 select k.public_key from attestation_keys k where k.log_id = $1 and k.key_id = $2;
 
--- name: LeafOfAttempt :one
-select a.log_id, a.leaf_index, l.origin, m.leaf_hash, m.leaf, m.secrets
+-- name: PlaceOfAttempt :one
+select a.log_id, a.leaf_index, l.origin
 from leaf_of_attempt a
 join logs l on l.id = a.log_id
-join merkle_leaves m on m.log_id = a.log_id and m.leaf_index = a.leaf_index
 where a.attempt_id = $1;
+
+-- name: LeafAt :one
+-- Not joined with the place: an index that is known when the statement is planned leaves one partition to plan for.
+select m.leaf_hash, m.leaf, m.secrets from merkle_leaves m where m.log_id = $1 and m.leaf_index = $2;
 
 -- name: AttemptAge :one
 -- For how many seconds an attempt has waited for its leaf to be published.

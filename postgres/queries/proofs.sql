@@ -14,9 +14,12 @@ join logs l on l.id = a.log_id
 where a.attempt_id = any(sqlc.arg(attempt_ids)::uuid[]);
 
 -- name: LeavesAt :many
+-- Leaf by leaf: with = any, a planner without statistics looks at every leaf of the log.
 select m.leaf_index, m.leaf_hash, m.leaf
-from merkle_leaves m
-where m.log_id = $1 and m.leaf_index = any(sqlc.arg(leaf_indexes)::bigint[]);
+from unnest(sqlc.arg(leaf_indexes)::bigint[]) as i(leaf_index)
+cross join lateral (
+    select l.leaf_index, l.leaf_hash, l.leaf from merkle_leaves l where l.log_id = $1 and l.leaf_index = i.leaf_index limit 1
+) m;
 
 -- name: FirstSignedHeadsAbove :many
 -- For each leaf the earliest published head that covers it; leaves that none covers are left out.
