@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/report"
 	"github.com/kapsel-io/kapsel/verify/monitor"
 )
 
@@ -40,7 +41,7 @@ func (w watch) say(r monitor.Report, err error, stdout, stderr io.Writer) int {
 	code, text := exitVerified, ""
 	switch {
 	case err != nil:
-		line.Error = printable(err.Error())
+		line.Error = report.Printable(err.Error())
 		code, text = exitUnchecked, "not checked: "+line.Error
 	case r.First:
 		text = fmt.Sprintf("%s: size %d, the first head seen; it is believed", r.Verdict, r.Head.TreeSize)
@@ -63,7 +64,7 @@ func (w watch) say(r monitor.Report, err error, stdout, stderr io.Writer) int {
 	if code != exitVerified {
 		out = stderr
 	}
-	return finish(out, line.Time+" "+printable(text)+"\n", code)
+	return finish(out, line.Time+" "+report.Printable(text)+"\n", code)
 }
 
 // raise calls the command and the URL. What goes wrong is printed: the exit status says the rest.
@@ -73,7 +74,7 @@ func (w watch) raise(ctx context.Context, v verify.Verdict, evidence, message st
 		"url":     func(ctx context.Context) error { return w.alarm.post(ctx, w.config.URL, v, evidence, message) },
 	} {
 		if err := call(ctx); err != nil {
-			finish(stderr, printable(fmt.Sprintf("alarm %s: %v", name, err))+"\n", 0)
+			finish(stderr, report.Printable(fmt.Sprintf("alarm %s: %v", name, err))+"\n", 0)
 		}
 	}
 }

@@ -143,16 +143,16 @@ func (w watch) follow(ctx context.Context, m *monitor.Monitor, stdout, stderr io
 	started := time.Now()
 	alarmed := false // about the silence that goes on
 	for {
-		report, err := m.Check(ctx)
+		found, err := m.Check(ctx)
 		if ctx.Err() != nil {
 			return exitVerified
 		}
 		if errors.Is(err, monitor.ErrState) {
 			return unusable(err, monitorUsage, "kapsel-verify monitor", stdout, stderr)
 		}
-		code := w.say(report, err, stdout, stderr)
-		if report.Verdict.Misconduct() {
-			w.raise(ctx, report.Verdict, report.Evidence, "the log contradicted itself", stderr)
+		code := w.say(found, err, stdout, stderr)
+		if found.Verdict.Misconduct() {
+			w.raise(ctx, found.Verdict, found.Evidence, "the log contradicted itself", stderr)
 			return exitRejected
 		}
 		quiet, since := w.silence(m, started)
