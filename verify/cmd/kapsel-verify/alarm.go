@@ -38,8 +38,12 @@ type watchLine struct {
 // say prints what a look at the log found, and returns the exit status that goes with it.
 func (w watch) say(r monitor.Report, err error, stdout, stderr io.Writer) int {
 	line := watchLine{Time: verify.FormatTime(time.Now()), Log: w.config.URL, Verdict: r.Verdict, First: r.First, Evidence: r.Evidence}
-	code, text := exitVerified, ""
+	code := exitVerified
+	var text string
 	switch {
+	case err != nil && r.Verdict.Misconduct():
+		line.Error = report.Printable(err.Error())
+		code, text = exitRejected, fmt.Sprintf("ALARM %s: sizes %d and %d; %s", r.Verdict, r.Seen.TreeSize, r.Head.TreeSize, line.Error)
 	case err != nil:
 		line.Error = report.Printable(err.Error())
 		code, text = exitUnchecked, "not checked: "+line.Error
@@ -67,16 +71,22 @@ func (w watch) say(r monitor.Report, err error, stdout, stderr io.Writer) int {
 	return finish(out, line.Time+" "+report.Printable(text)+"\n", code)
 }
 
-// raise calls the command and the URL. What goes wrong is printed: the exit status says the rest.
-func (w watch) raise(ctx context.Context, v verify.Verdict, evidence, message string, stderr io.Writer) {
-	for name, call := range map[string]func(context.Context) error{
-		"command": func(ctx context.Context) error { return w.alarm.run(ctx, v, evidence) },
-		"url":     func(ctx context.Context) error { return w.alarm.post(ctx, w.config.URL, v, evidence, message) },
+// raise calls the command and the URL, and reports whether both took the alarm. What goes wrong is printed.
+func (w watch) raise(ctx context.Context, v verify.Verdict, evidence, message string, stderr io.Writer) bool {
+	taken := true
+	for _, call := range []struct {
+		name string
+		err  error
+	}{
+		{"command", w.alarm.run(ctx, v, evidence)},
+		{"url", w.alarm.post(ctx, w.config.URL, v, evidence, message)},
 	} {
-		if err := call(ctx); err != nil {
-			finish(stderr, report.Printable(fmt.Sprintf("alarm %s: %v", name, err))+"\n", 0)
+		if call.err != nil {
+			taken = false
+			finish(stderr, report.Printable(fmt.Sprintf("alarm %s: %v", call.name, call.err))+"\n", 0)
 		}
 	}
+	return taken
 }
 
 // run starts the command itself, without a shell: nothing that a log says is ever part of a command line.

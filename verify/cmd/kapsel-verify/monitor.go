@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/report"
 	"github.com/kapsel-io/kapsel/verify/monitor"
 )
 
@@ -147,19 +148,21 @@ func (w watch) follow(ctx context.Context, m *monitor.Monitor, stdout, stderr io
 		if ctx.Err() != nil {
 			return exitVerified
 		}
+		// Before anything else: an alarm mustn't be lost because the evidence couldn't be written.
+		if found.Verdict.Misconduct() {
+			w.say(found, err, stdout, stderr)
+			w.raise(ctx, found.Verdict, found.Evidence, alarmMessage(err), stderr)
+			return exitRejected
+		}
 		if errors.Is(err, monitor.ErrState) {
 			return unusable(err, monitorUsage, "kapsel-verify monitor", stdout, stderr)
 		}
 		code := w.say(found, err, stdout, stderr)
-		if found.Verdict.Misconduct() {
-			w.raise(ctx, found.Verdict, found.Evidence, "the log contradicted itself", stderr)
-			return exitRejected
-		}
 		quiet, since := w.silence(m, started)
-		if quiet && !alarmed {
-			w.raise(ctx, silent, "", "no newer head since "+verify.FormatTime(since), stderr)
+		if quiet && !alarmed { // an alarm that nobody took is raised again at the next look
+			alarmed = w.raise(ctx, silent, "", "no newer head since "+verify.FormatTime(since), stderr)
 		}
-		alarmed = quiet
+		alarmed = alarmed && quiet
 		if w.once && quiet {
 			return exitRejected
 		}
@@ -170,6 +173,13 @@ func (w watch) follow(ctx context.Context, m *monitor.Monitor, stdout, stderr io
 			return exitVerified
 		}
 	}
+}
+
+func alarmMessage(err error) string {
+	if err != nil {
+		return "the log contradicted itself; " + report.Printable(err.Error())
+	}
+	return "the log contradicted itself"
 }
 
 // silence reports whether the newest head that was verified is too old; before the first, the start counts.

@@ -139,6 +139,23 @@ func TestMonitorRaisesTheAlarmAndEvidenceStands(t *testing.T) {
 	}
 }
 
+// The alarm goes out even if there is no place for the evidence.
+func TestTheAlarmDoesNotNeedTheDisk(t *testing.T) {
+	t.Parallel()
+	w := newWatched(t)
+	url, calls := alarms(t)
+	w.server.Show(w.log, 20, 1)
+	w.once(t, 0)
+	w.server.Show(w.log, 10, 2)
+	_, errs := w.once(t, exitRejected, "--alarm-url", url, "--evidence", filepath.Join(w.dir, "missing"))
+	if !strings.Contains(errs, "ALARM rollback: sizes 20 and 10; state of the monitor: ") {
+		t.Errorf("got %q", errs)
+	}
+	if got := calls(); len(got) != 2 || got[1]["verdict"] != "rollback" || got[1]["evidence"] != nil {
+		t.Fatalf("alarms: %v", got)
+	}
+}
+
 func TestMonitorRunsACommand(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS == "windows" {
