@@ -79,8 +79,12 @@ func leafOf(t testing.TB, d *postgres.Delivery, number int, kind, outcome string
 	commit := func(label, x string) string {
 		return attestation.Commit(label, verify.DeriveSalt(secret, label), []byte(x))
 	}
+	attempts := number
+	if number == id.Decision {
+		attempts = d.NextAttempt - 1
+	}
 	leaf := verify.Leaf{
-		AttemptID: id.Attempt.Format(a.ID), AttemptNumber: int64(d.NextAttempt), AttemptedAt: verify.FormatTime(a.AttemptedAt),
+		AttemptID: id.Attempt.Format(a.ID), AttemptNumber: int64(attempts), AttemptedAt: verify.FormatTime(a.AttemptedAt),
 		DeliveryID: id.Delivery.Format(d.ID), DestinationID: id.Destination.Format(d.DestinationID), DurationMS: a.Duration.Milliseconds(),
 		EndpointID: id.Endpoint.Format(d.EndpointID), EndpointURL: a.EndpointURL, EventID: id.Event.Format(d.EventID), Kind: kind,
 		Nonce: attestation.NewNonce(), Origin: d.Origin, Outcome: outcome, PayloadHash: hex.EncodeToString(d.PayloadHash),

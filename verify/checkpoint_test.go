@@ -121,7 +121,8 @@ func TestBothLinesOfACheckpointAreNeeded(t *testing.T) {
 }
 
 func FuzzParseCheckpoint(f *testing.F) {
-	l := testlog.New(1).Fill(5)
+	l := testlog.New(1).Fill(6)
+	genuine5, genuine6 := string(l.Checkpoint(l.Head(5))), string(l.Checkpoint(l.Head(6)))
 	f.Add(l.Checkpoint(l.Head(5)))
 	f.Add([]byte("a\n1\nAAAA\n\n— a AAAAAAA=\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -132,7 +133,7 @@ func FuzzParseCheckpoint(f *testing.F) {
 		if !bytes.Equal(c.Note.Bytes(), b) || c.Note.Text != verify.CheckpointText(c.Origin, c.TreeSize, c.RootHash) {
 			t.Fatalf("%q has a second spelling", b)
 		}
-		if _, err := c.Verify(l.Public()); err == nil && !bytes.HasPrefix(b, []byte(l.Origin+"\n5\n")) {
+		if _, err := c.Verify(l.Public()); err == nil && string(b) != genuine5 && string(b) != genuine6 {
 			t.Fatalf("%q is a forgery", b)
 		}
 	})

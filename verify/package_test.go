@@ -383,8 +383,8 @@ func BenchmarkPackage(b *testing.B) {
 }
 
 func FuzzPackage(f *testing.F) {
-	l := testlog.New(1).Fill(3)
-	f.Add(marshal(f, l.Package(1, 3)))
+	l := testlog.New(1).Fill(6)
+	f.Add(marshal(f, l.Package(1, 6)))
 	f.Add([]byte(`{"format":"kapsel.proof/v1"}`))
 	genuine := map[string]bool{}
 	for _, leaf := range l.Leaves {

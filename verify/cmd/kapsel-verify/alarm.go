@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/report"
 	"github.com/kapsel-io/kapsel/verify/monitor"
 )
 
@@ -41,10 +42,10 @@ func (w watch) say(r monitor.Report, err error, stdout, stderr io.Writer) int {
 	var text string
 	switch {
 	case err != nil && r.Verdict.Misconduct():
-		line.Error = printable(err.Error())
+		line.Error = report.Printable(err.Error())
 		code, text = exitRejected, fmt.Sprintf("ALARM %s: sizes %d and %d; %s", r.Verdict, r.Seen.TreeSize, r.Head.TreeSize, line.Error)
 	case err != nil:
-		line.Error = printable(err.Error())
+		line.Error = report.Printable(err.Error())
 		code, text = exitUnchecked, "not checked: "+line.Error
 	case r.First:
 		text = fmt.Sprintf("%s: size %d, the first head seen; it is believed", r.Verdict, r.Head.TreeSize)
@@ -67,7 +68,7 @@ func (w watch) say(r monitor.Report, err error, stdout, stderr io.Writer) int {
 	if code != exitVerified {
 		out = stderr
 	}
-	return finish(out, line.Time+" "+printable(text)+"\n", code)
+	return finish(out, line.Time+" "+report.Printable(text)+"\n", code)
 }
 
 // raise calls the command and the URL, and reports whether both took the alarm. What goes wrong is printed.
@@ -82,7 +83,7 @@ func (w watch) raise(ctx context.Context, v verify.Verdict, evidence, message st
 	} {
 		if call.err != nil {
 			taken = false
-			finish(stderr, printable(fmt.Sprintf("alarm %s: %v", call.name, call.err))+"\n", 0)
+			finish(stderr, report.Printable(fmt.Sprintf("alarm %s: %v", call.name, call.err))+"\n", 0)
 		}
 	}
 	return taken

@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/report"
 )
 
 // chainReport is what a person reads about a delivery.
 func chainReport(c *verify.Chain) string {
 	var b strings.Builder
 	line := func(format string, args ...any) {
-		b.WriteString(printable(fmt.Sprintf(format, args...)) + "\n")
+		b.WriteString(report.Printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 	if c.Complete() {
 		line("Delivery %s: the chain is complete, %d leaves", c.Delivery, len(c.Links))
@@ -22,7 +23,7 @@ func chainReport(c *verify.Chain) string {
 	}
 	for _, r := range c.Links {
 		line("  %d  %s  %s/%s  HTTP status: %s  leaf %d", r.Leaf.Seq, r.Leaf.Time().Format(time.RFC3339),
-			r.Leaf.Kind, r.Leaf.Outcome, status(r.Leaf), r.LeafIndex)
+			r.Leaf.Kind, r.Leaf.Outcome, report.Status(r.Leaf), r.LeafIndex)
 	}
 	first := c.Links[0]
 	line("  payload: %s", first.Payload)

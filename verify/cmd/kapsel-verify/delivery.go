@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/report"
 )
 
 const deliveryUsage = `kapsel-verify delivery takes the proof packages of one delivery and says whether the chain from its first attempt to
@@ -64,16 +65,16 @@ func runDelivery(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, verify.ErrOptions):
 		return unusable(err, deliveryUsage, "kapsel-verify delivery", stdout, stderr)
 	case err != nil && *asJSON:
-		return finish(stdout, encode(chainVerdict{Error: printable(nameFile(err, names))}), exitRejected)
+		return finish(stdout, report.Encode(chainVerdict{Error: report.Printable(nameFile(err, names))}), exitRejected)
 	case err != nil:
-		return finish(stderr, "Chain rejected: "+printable(nameFile(err, names))+"\n", exitRejected)
+		return finish(stderr, "Chain rejected: "+report.Printable(nameFile(err, names))+"\n", exitRejected)
 	}
 	code := exitVerified
 	if !chain.Complete() {
 		code = exitRejected
 	}
 	if *asJSON {
-		return finish(stdout, encode(newChainVerdict(chain)), code)
+		return finish(stdout, report.Encode(newChainVerdict(chain)), code)
 	}
 	return finish(stdout, chainReport(chain), code)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/report"
 )
 
 const evidenceUsage = `kapsel-verify evidence judges, offline, what a monitor kept of a log that contradicted itself: two heads, both signed, that
@@ -67,11 +68,11 @@ func runEvidence(args []string, stdout, stderr io.Writer) int {
 	e, seen, now, err := judge(b, o)
 	switch {
 	case err != nil && *asJSON:
-		return finish(stdout, encode(evidenceVerdict{Error: printable(err.Error())}), exitRejected)
+		return finish(stdout, report.Encode(evidenceVerdict{Error: report.Printable(err.Error())}), exitRejected)
 	case err != nil:
-		return finish(stderr, "Evidence rejected: "+printable(err.Error())+"\n", exitRejected)
+		return finish(stderr, "Evidence rejected: "+report.Printable(err.Error())+"\n", exitRejected)
 	case *asJSON:
-		return finish(stdout, encode(evidenceVerdict{
+		return finish(stdout, report.Encode(evidenceVerdict{
 			Convicts: true, Verdict: e.Verdict, VKey: e.VKey, Seen: newHead(seen), Now: newHead(now),
 		}), exitVerified)
 	}
@@ -97,7 +98,7 @@ func judge(b []byte, o verify.Options) (e *verify.Evidence, seen, now verify.Sig
 func evidenceReport(e *verify.Evidence, seen, now verify.SignedTreeHead) string {
 	var b strings.Builder
 	line := func(format string, args ...any) {
-		b.WriteString(printable(fmt.Sprintf(format, args...)) + "\n")
+		b.WriteString(report.Printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 	line("The log contradicted itself: %s (%s)", e.Verdict, misconduct[e.Verdict])
 	line("  key: %s", e.VKey)

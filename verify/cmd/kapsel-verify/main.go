@@ -6,12 +6,11 @@ package main
 import (
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/report"
 )
 
 const (
@@ -52,16 +51,16 @@ func runPackage(args []string, stdout, stderr io.Writer) int {
 	}
 	if err != nil {
 		if in.json {
-			if code := finish(stdout, rejectionJSON(err), exitRejected); code != exitRejected {
+			if code := finish(stdout, report.RejectionJSON(err), exitRejected); code != exitRejected {
 				return code
 			}
 		}
-		return finish(stderr, rejection(err), exitRejected)
+		return finish(stderr, report.Rejection(err), exitRejected)
 	}
 	if in.json {
-		return finish(stdout, reportJSON(result), exitVerified)
+		return finish(stdout, report.JSON(result), exitVerified)
 	}
-	return finish(stdout, report(result), exitVerified)
+	return finish(stdout, report.Text(result), exitVerified)
 }
 
 // unusable says what is wrong with the arguments, or how to use the command if that was asked.
@@ -69,7 +68,7 @@ func unusable(err error, usage, command string, stdout, stderr io.Writer) int {
 	if errors.Is(err, flag.ErrHelp) {
 		return finish(stdout, usage, exitVerified)
 	}
-	return finish(stderr, "kapsel-verify: "+printable(err.Error())+"; see "+command+" --help\n", exitUsage)
+	return finish(stderr, "kapsel-verify: "+report.Printable(err.Error())+"; see "+command+" --help\n", exitUsage)
 }
 
 // finish writes text and returns code. A verdict that couldn't be written must not look like a good one.
@@ -78,12 +77,4 @@ func finish(w io.Writer, text string, code int) int {
 		return exitUsage
 	}
 	return code
-}
-
-// rejection is the one line that says which step failed.
-func rejection(err error) string {
-	if errors.Is(err, verify.ErrUnknownKind) {
-		return "Log" + strings.TrimPrefix(printable(err.Error()), "log") + "\n"
-	}
-	return fmt.Sprintf("Proof rejected: %s\n", printable(err.Error()))
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kapsel-io/kapsel/verify"
+	"github.com/kapsel-io/kapsel/verify/internal/report"
 	"github.com/kapsel-io/kapsel/verify/monitor"
 )
 
@@ -143,20 +144,20 @@ func (w watch) follow(ctx context.Context, m *monitor.Monitor, stdout, stderr io
 	started := time.Now()
 	alarmed := false // about the silence that goes on
 	for {
-		report, err := m.Check(ctx)
+		found, err := m.Check(ctx)
 		if ctx.Err() != nil {
 			return exitVerified
 		}
 		// Before anything else: an alarm mustn't be lost because the evidence couldn't be written.
-		if report.Verdict.Misconduct() {
-			w.say(report, err, stdout, stderr)
-			w.raise(ctx, report.Verdict, report.Evidence, alarmMessage(err), stderr)
+		if found.Verdict.Misconduct() {
+			w.say(found, err, stdout, stderr)
+			w.raise(ctx, found.Verdict, found.Evidence, alarmMessage(err), stderr)
 			return exitRejected
 		}
 		if errors.Is(err, monitor.ErrState) {
 			return unusable(err, monitorUsage, "kapsel-verify monitor", stdout, stderr)
 		}
-		code := w.say(report, err, stdout, stderr)
+		code := w.say(found, err, stdout, stderr)
 		quiet, since := w.silence(m, started)
 		if quiet && !alarmed { // an alarm that nobody took is raised again at the next look
 			alarmed = w.raise(ctx, silent, "", "no newer head since "+verify.FormatTime(since), stderr)
@@ -176,7 +177,7 @@ func (w watch) follow(ctx context.Context, m *monitor.Monitor, stdout, stderr io
 
 func alarmMessage(err error) string {
 	if err != nil {
-		return "the log contradicted itself; " + printable(err.Error())
+		return "the log contradicted itself; " + report.Printable(err.Error())
 	}
 	return "the log contradicted itself"
 }

@@ -1,4 +1,5 @@
-package main
+// Package report writes what a verifier has to say, for people and for programs, the same in the command and in the browser.
+package report
 
 import (
 	"encoding/json"
@@ -13,11 +14,11 @@ import (
 	"github.com/kapsel-io/kapsel/verify"
 )
 
-// report is what a person reads.
-func report(r *verify.Result) string {
+// Text is what a person reads about a verified package.
+func Text(r *verify.Result) string {
 	var b strings.Builder
 	line := func(format string, args ...any) {
-		b.WriteString(printable(fmt.Sprintf(format, args...)) + "\n")
+		b.WriteString(Printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 	line("Proof verified successfully!")
 	if r.Delivered() {
@@ -26,7 +27,7 @@ func report(r *verify.Result) string {
 		line("  Webhook NOT delivered to %s: %s/%s", r.Leaf.EndpointURL, r.Leaf.Kind, r.Leaf.Outcome)
 	}
 	line("  Timestamp: %s", r.Leaf.Time().Format(time.RFC3339))
-	line("  HTTP status: %s", status(r.Leaf))
+	line("  HTTP status: %s", Status(r.Leaf))
 	line("  Cryptographically signed by Kapsel (Ed25519)")
 	if !r.OriginBound {
 		line("  origin: not bound to a log that you named (--origin or --vkey)")
@@ -41,7 +42,8 @@ func report(r *verify.Result) string {
 	return b.String()
 }
 
-func status(l *verify.Leaf) string {
+// Status is the response's status, or why there is none.
+func Status(l *verify.Leaf) string {
 	switch {
 	case l.ResponseStatus != 0:
 		return strconv.FormatInt(l.ResponseStatus, 10)
@@ -50,6 +52,14 @@ func status(l *verify.Leaf) string {
 	default:
 		return "none"
 	}
+}
+
+// Rejection is the one line that says which step failed.
+func Rejection(err error) string {
+	if errors.Is(err, verify.ErrUnknownKind) {
+		return "Log" + strings.TrimPrefix(Printable(err.Error()), "log") + "\n"
+	}
+	return fmt.Sprintf("Proof rejected: %s\n", Printable(err.Error()))
 }
 
 // verdict is what a program reads. A rejected proof has only the first member and the error.
@@ -75,8 +85,9 @@ type accepted struct {
 	Warnings    []string           `json:"warnings"`
 }
 
-func reportJSON(r *verify.Result) string {
-	return encode(verdict{Verified: true, accepted: &accepted{
+// JSON is what a program reads about a verified package.
+func JSON(r *verify.Result) string {
+	return Encode(verdict{Verified: true, accepted: &accepted{
 		Delivered: r.Delivered(), Leaf: r.Leaf, LeafHash: r.LeafHash, LeafIndex: r.LeafIndex,
 		Origin: r.Origin, OriginBound: r.OriginBound, STH: verify.NewPackageHead(r.Head),
 		Payload: r.Payload, Response: r.Response, URL: r.URL,
@@ -84,11 +95,13 @@ func reportJSON(r *verify.Result) string {
 	}})
 }
 
-func rejectionJSON(err error) string {
-	return encode(verdict{Error: printable(err.Error())})
+// RejectionJSON is what a program reads about a rejected one.
+func RejectionJSON(err error) string {
+	return Encode(verdict{Error: Printable(err.Error())})
 }
 
-func encode(v any) string {
+// Encode writes indented JSON of something that can't fail to encode.
+func Encode(v any) string {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil { // nothing in a verdict can fail to encode
 		panic(errors.Join(errors.New("encode verdict"), err))
@@ -96,9 +109,9 @@ func encode(v any) string {
 	return string(b) + "\n"
 }
 
-// printable escapes whatever could move the cursor, reorder the text or hide in it: control, format (bidirectional)
+// Printable escapes whatever could move the cursor, reorder the text or hide in it: control, format (bidirectional)
 // and other unprintable characters, and bytes that aren't UTF-8.
-func printable(s string) string {
+func Printable(s string) string {
 	var b strings.Builder
 	for len(s) > 0 {
 		r, n := utf8.DecodeRuneInString(s)
