@@ -32,6 +32,19 @@ func Logs(ctx context.Context, db querier) ([]LogRow, error) {
 	return logs, nil
 }
 
+// TenantExists reports whether there is a tenant, also if it was deleted.
+func TenantExists(ctx context.Context, db querier, tenant uuid.UUID) (bool, error) {
+	rows, err := db.Query(ctx, "select exists (select from tenants where id = $1)", tenant)
+	if err != nil {
+		return false, fmt.Errorf("look up tenant: %w", err)
+	}
+	exists, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
+	if err != nil {
+		return false, fmt.Errorf("look up tenant: %w", err)
+	}
+	return exists, nil
+}
+
 // LogKey is a row of attestation_keys with purpose "log".
 type LogKey struct {
 	KeyID     []byte
