@@ -2,9 +2,10 @@ package audit_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
-	"slices"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -139,7 +140,7 @@ func value[T any](t testing.TB, pool *pgxpool.Pool, sql string, args ...any) T {
 	return v
 }
 
-// fsck checks the log and returns the faults as text without their hashes, which differ from run to run.
+// fsck checks the log and returns the report and the faults.
 func (b *testBundle) fsck(t testing.TB, change ...func(*audit.FsckConfig)) (*audit.Report, []audit.Fault) {
 	t.Helper()
 	var faults []audit.Fault
@@ -171,11 +172,75 @@ func (b *testBundle) requireSound(t testing.TB, leaves int) {
 	require.EqualValues(t, leaves, report.Leaves)
 }
 
-func unhex(t testing.TB, s string) []byte {
+// rotate changes the log's key by a transition that is a leaf, signed as its reason demands; the next head is under the new key.
+// change alters the statement before it is signed.
+func (b *testBundle) rotate(t testing.TB, reason string, change func(*verify.Transition)) {
 	t.Helper()
-	b, err := hex.DecodeString(s)
+	old := b.signer(t)
+	seed := make([]byte, ed25519.SeedSize)
+	_, _ = rand.Read(seed)
+	signer, err := attestation.NewSigner(seed, b.log.Origin)
 	require.NoError(t, err)
-	return b
+	size := uint64(value[int64](t, b.owner, "select tree_size from log_heads"))
+	root := value[[]byte](t, b.owner, "select root_hash from log_heads")
+	transition := verify.Transition{Origin: b.log.Origin, TreeSize: size, RootHash: root, OldKey: old.PublicKey(), NewKey: signer.PublicKey(), Reason: reason}
+	if change != nil {
+		change(&transition)
+	}
+	lines := []verify.NoteSignature{}
+	for _, s := range []*attestation.Signer{signer, old} {
+		if s == signer || reason == verify.ReasonRotation {
+			line, err := s.SignTransition(transition)
+			require.NoError(t, err)
+			lines = append(lines, line)
+		}
+	}
+	note, err := attestation.TransitionNote(transition, lines...)
+	require.NoError(t, err)
+	b.exec(t, "update attestation_keys set not_after = now() where not_after is null")
+	b.exec(t, "insert into attestation_keys (log_id, key_id, public_key, purpose) values ($1, $2, $3, 'log')",
+		b.log.ID, verify.LogKeyID(signer.PublicKey()), []byte(signer.PublicKey()))
+	b.appendLeaf(t, note)
+	require.NoError(t, os.WriteFile(b.keyDir+"/"+id.Log.Format(b.log.ID)+".seed", []byte(hex.EncodeToString(seed)+"\n"), 0o600))
+	b.seal(t)
 }
 
-var _ = slices.Contains[[]int]
+// appendLeaf sequences one leaf without an attempt.
+func (b *testBundle) appendLeaf(t testing.TB, leaf []byte) {
+	t.Helper()
+	_, err := b.owner.Exec(t.Context(), "insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets) values ($1, $1, $1, $2, $3, '')",
+		b.log.ID, verify.LeafHash(leaf), leaf)
+	require.NoError(t, err)
+	_, err = postgres.Sequence(t.Context(), b.engine, b.log.ID, 0, 1, func(ctx context.Context, batch postgres.Batch) (postgres.Growth, error) {
+		edge := attestation.EdgeTiles(batch.TreeSize)
+		ids := make([]postgres.TileID, len(edge))
+		for i, tile := range edge {
+			ids[i] = postgres.TileID(tile)
+		}
+		stored, err := batch.Tiles(ctx, ids)
+		require.NoError(t, err)
+		tiles := map[attestation.TileID][]byte{}
+		for tile, hashes := range stored {
+			tiles[attestation.TileID(tile)] = hashes
+		}
+		tree, err := attestation.OpenTree(batch.TreeSize, batch.RootHash, tiles)
+		require.NoError(t, err)
+		grown, err := tree.Append([][]byte{verify.LeafHash(leaf)})
+		require.NoError(t, err)
+		batch.Leaves[0].Secrets = make([]byte, 64)
+		growth := postgres.Growth{Accepted: batch.Leaves, TreeSize: grown.Size, RootHash: grown.Root}
+		for _, tile := range grown.Tiles {
+			growth.Tiles = append(growth.Tiles, postgres.Tile{TileID: postgres.TileID(tile.ID()), Hashes: tile.Hashes})
+		}
+		return growth, nil
+	})
+	require.NoError(t, err)
+	b.tamper(t, "update merkle_leaves set attempt_id = null, tenant_id = null, secrets = null where attempt_id = log_id")
+	b.tamper(t, "delete from leaf_of_attempt where attempt_id = log_id")
+}
+
+func (b *testBundle) exec(t testing.TB, sql string, args ...any) {
+	t.Helper()
+	_, err := b.owner.Exec(t.Context(), sql, args...)
+	require.NoError(t, err)
+}
