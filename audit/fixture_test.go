@@ -208,10 +208,18 @@ func (b *testBundle) rotate(t testing.TB, reason string, change func(*verify.Tra
 // appendLeaf sequences one leaf without an attempt.
 func (b *testBundle) appendLeaf(t testing.TB, leaf []byte) {
 	t.Helper()
-	_, err := b.owner.Exec(t.Context(), "insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets) values ($1, $1, $1, $2, $3, '')",
-		b.log.ID, verify.LeafHash(leaf), leaf)
+	_, err := b.owner.Exec(t.Context(), "insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets) values ($1, $1, $1, $2, $3, $4)",
+		b.log.ID, verify.LeafHash(leaf), leaf, make([]byte, 64))
 	require.NoError(t, err)
-	_, err = postgres.Sequence(t.Context(), b.engine, b.log.ID, 0, 1, func(ctx context.Context, batch postgres.Batch) (postgres.Growth, error) {
+	b.sequence(t)
+	b.tamper(t, "update merkle_leaves set attempt_id = null, tenant_id = null, secrets = null where attempt_id = log_id")
+	b.tamper(t, "delete from leaf_of_attempt where attempt_id = log_id")
+}
+
+// sequence gives what is queued its place in the log, and publishes nothing.
+func (b *testBundle) sequence(t testing.TB) {
+	t.Helper()
+	_, err := postgres.Sequence(t.Context(), b.engine, b.log.ID, 0, 2000, func(ctx context.Context, batch postgres.Batch) (postgres.Growth, error) {
 		edge := attestation.EdgeTiles(batch.TreeSize)
 		ids := make([]postgres.TileID, len(edge))
 		for i, tile := range edge {
@@ -225,9 +233,12 @@ func (b *testBundle) appendLeaf(t testing.TB, leaf []byte) {
 		}
 		tree, err := attestation.OpenTree(batch.TreeSize, batch.RootHash, tiles)
 		require.NoError(t, err)
-		grown, err := tree.Append([][]byte{verify.LeafHash(leaf)})
+		var hashes [][]byte
+		for _, l := range batch.Leaves {
+			hashes = append(hashes, l.Hash)
+		}
+		grown, err := tree.Append(hashes)
 		require.NoError(t, err)
-		batch.Leaves[0].Secrets = make([]byte, 64)
 		growth := postgres.Growth{Accepted: batch.Leaves, TreeSize: grown.Size, RootHash: grown.Root}
 		for _, tile := range grown.Tiles {
 			growth.Tiles = append(growth.Tiles, postgres.Tile{TileID: postgres.TileID(tile.ID()), Hashes: tile.Hashes})
@@ -235,8 +246,6 @@ func (b *testBundle) appendLeaf(t testing.TB, leaf []byte) {
 		return growth, nil
 	})
 	require.NoError(t, err)
-	b.tamper(t, "update merkle_leaves set attempt_id = null, tenant_id = null, secrets = null where attempt_id = log_id")
-	b.tamper(t, "delete from leaf_of_attempt where attempt_id = log_id")
 }
 
 func (b *testBundle) exec(t testing.TB, sql string, args ...any) {
