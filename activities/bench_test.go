@@ -47,6 +47,7 @@ func BenchmarkRecord(b *testing.B) {
 
 // How long it takes from so many queued leaves to a signed head that covers them.
 func BenchmarkSeal100(b *testing.B)   { benchmarkSeal(b, 100) }
+func BenchmarkSeal1000(b *testing.B)  { benchmarkSeal(b, 1000) }
 func BenchmarkSeal10000(b *testing.B) { benchmarkSeal(b, 10_000) }
 
 func benchmarkSeal(b *testing.B, leaves int) {
