@@ -16,7 +16,7 @@ import (
 // Config is read from environment variables. A value that can't be used stops the start, and the message names the
 // variable. What a variable means, and which commands read it, is said here and nowhere else: their help is made of the tags.
 type Config struct {
-	DatabaseURL string `env:"DATABASE_URL" for:"api worker migrate log tenant replay history" help:"Where Postgres 15 or newer is, such as postgres://user:password@host:5432/kapsel. The user is a member of the roles kapsel_owner, kapsel_engine and kapsel_api. A pooler in transaction mode must pass on the startup parameter role. Needed."`
+	DatabaseURL string `env:"DATABASE_URL" for:"api worker migrate log fsck export rebuild tenant replay history" help:"Where Postgres 15 or newer is, such as postgres://user:password@host:5432/kapsel. The user is a member of the roles kapsel_owner, kapsel_engine and kapsel_api. A pooler in transaction mode must pass on the startup parameter role. Needed."`
 
 	DatabaseDirectURL string `env:"DATABASE_DIRECT_URL" for:"worker migrate" help:"Leads past any pooler to Postgres itself, for LISTEN and the migration lock. Default: DATABASE_URL."`
 
@@ -54,7 +54,9 @@ type Config struct {
 
 	LogKeyDir string `env:"LOG_KEY_DIR" for:"worker log" help:"A directory with the seeds of the logs' keys, which belongs into a backup. A worker without it delivers but seals nothing; then others must. Default: none."`
 
-	LogHighWaterDir string `env:"LOG_HIGH_WATER_DIR" for:"worker log" help:"A directory with the logs' high-water records. All workers that seal share it, and it never goes back to an older state: keep it out of the backups of the database. Set it together with LOG_KEY_DIR."`
+	LogHighWaterDir string `env:"LOG_HIGH_WATER_DIR" for:"worker log fsck rebuild" help:"A directory with the logs' high-water records. All workers that seal share it, and it never goes back to an older state: keep it out of the backups of the database. Set it together with LOG_KEY_DIR."`
+
+	TargetDatabaseURL string `env:"TARGET_DATABASE_URL" for:"rebuild" help:"A fresh database, which gets the log: its schema was made by kapsel migrate, and no log in it has leaves. Needed."`
 
 	LogLevel zapcore.Level `env:"LOG_LEVEL" envDefault:"info" for:"api worker" help:"debug, info, warn or error."`
 }

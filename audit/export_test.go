@@ -1,0 +1,9 @@
+package audit
+
+import "time"
+
+// Step makes a check read so few tiles at once, and save after each time.
+func (c *FsckConfig) Step(tiles int) { c.chunkTiles, c.saveEvery = tiles, time.Nanosecond }
+
+// HeadsPerFile is how many heads are in one file of a mirror.
+const HeadsPerFile = headsPerFile
