@@ -138,9 +138,14 @@ func outgoingHeaders(to *target, s sending) (http.Header, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read headers of event: %w", err)
 	}
+	deliveryID, token := id.Delivery.Format(s.Delivery), ""
+	if to.ProofKey != nil {
+		token = attestation.ProofToken(to.ProofKey, deliveryID)
+	}
 	return webhook.OutgoingHeaders(original, to.extra, webhook.Outgoing{
 		EventID:    id.Event.Format(s.Payload.EventID),
-		DeliveryID: id.Delivery.Format(s.Delivery),
+		DeliveryID: deliveryID,
+		ProofToken: token,
 		Attempt:    s.Attempt,
 		AcceptedAt: s.Payload.AcceptedAt,
 		SentAt:     time.Now(),

@@ -251,7 +251,7 @@ func (s *sealer) reject(queued postgres.QueuedLeaf) string {
 		return "secrets have the wrong length"
 	case err != nil:
 		return err.Error()
-	case leaf.AttemptID != id.Attempt.Format(queued.AttemptID):
+	case !concerns(leaf, queued.AttemptID):
 		return "leaf is of another attempt"
 	case leaf.TenantID != id.Tenant.Format(queued.TenantID):
 		return "leaf is of another tenant"
@@ -259,6 +259,14 @@ func (s *sealer) reject(queued postgres.QueuedLeaf) string {
 		return "leaf is of another log"
 	}
 	return ""
+}
+
+// concerns reports whether a leaf is of the attempt, or attests the acceptance of the event, with this ID.
+func concerns(leaf *verify.Leaf, subject uuid.UUID) bool {
+	if leaf.Kind == verify.KindAccepted {
+		return leaf.AttemptID == "" && leaf.EventID == id.Event.Format(subject)
+	}
+	return leaf.AttemptID == id.Attempt.Format(subject)
 }
 
 // publish signs the head that is due, if one is; with force until none is, since the first may be an older one that a crash

@@ -3,10 +3,12 @@ package api
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,8 +21,12 @@ import (
 	"github.com/kapsel-io/kapsel/webhook"
 )
 
-// headerDuplicate says that an event had been accepted before.
-const headerDuplicate = "Kapsel-Duplicate"
+const (
+	// headerDuplicate says that an event had been accepted before.
+	headerDuplicate = "Kapsel-Duplicate"
+	// headerLeafHash is the hash of the leaf that attests the acceptance.
+	headerLeafHash = "Kapsel-Leaf-Hash"
+)
 
 // ingest takes in one webhook. It answers 200 after the commit of the event and all its deliveries and not before:
 // invariant 1. A crash anywhere before leaves nothing or all of it, and a sender without an answer sends again.
@@ -62,6 +68,9 @@ func (s *Server) ingest(c *gin.Context) {
 	c.Set(keyEvent, event)
 	if accepted.Duplicate {
 		c.Header(headerDuplicate, "true")
+	}
+	if accepted.LeafHash != nil {
+		c.Header(headerLeafHash, hex.EncodeToString(accepted.LeafHash))
 	}
 	c.Data(http.StatusOK, "application/json", []byte(`{"event_id":"`+event+`"}`+"\n"))
 }
@@ -143,7 +152,27 @@ func (s *Server) newAcceptance(ctx context.Context, e *endpoint, r *http.Request
 			row.OrderKey = key[:]
 		}
 	}
+	if e.attestAcceptance {
+		if row.Leaf, err = acceptedLeaf(e, row); err != nil {
+			return nil, err
+		}
+	}
 	return row, route(ctx, e, row)
+}
+
+// acceptedLeaf attests that a webhook was accepted. Its commit is the event's, so it is true as soon as it is there.
+func acceptedLeaf(e *endpoint, row *postgres.Acceptance) (*postgres.AcceptedLeaf, error) {
+	acceptance := attestation.Acceptance{
+		Origin: e.origin, Tenant: row.TenantID, Endpoint: row.EndpointID, Event: row.EventID, At: time.Now(),
+		PayloadHash: row.PayloadHash, PayloadSize: len(row.Body),
+	}
+	leaf, hash, err := acceptance.Leaf()
+	if err != nil {
+		return nil, err
+	}
+	// Of the secrets only the payload's salt opens anything; the other is there because every leaf has two.
+	secrets := slices.Concat(row.Salt, attestation.AttemptSecret(row.Secret, row.EventID, id.Decision))
+	return &postgres.AcceptedLeaf{Bytes: leaf, Hash: hash, Secrets: secrets}, nil
 }
 
 // keptHeaders puts Host, which net/http keeps apart, among the others. A header that holds the source's secret is left

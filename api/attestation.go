@@ -13,7 +13,6 @@ import (
 
 	"github.com/kapsel-io/kapsel/api/openapi"
 	"github.com/kapsel-io/kapsel/attestation"
-	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres/db"
 	"github.com/kapsel-io/kapsel/verify"
 )
@@ -76,24 +75,34 @@ func (s *Server) GetProof(ctx context.Context, request openapi.GetProofRequestOb
 
 // DownloadProof hands out the proof package, or the text of C2SP. It was verified before it leaves: see attestation.Evidence.
 func (s *Server) DownloadProof(ctx context.Context, request openapi.DownloadProofRequestObject) (openapi.DownloadProofResponseObject, error) {
-	name := "json"
-	if request.Params.Format != nil {
-		name = *request.Params.Format
-	}
-	format, known := proofFormats[name]
-	if !known {
-		return nil, invalidParameter("format", "must be json or tlog-proof")
-	}
-	p, err := s.prove(ctx, request.AttemptID, request.Params.TreeSize)
+	answer, err := s.download(ctx, request.AttemptID, request.Params.Format, request.Params.TreeSize, request.Params.IfNoneMatch)
 	var wait notSealedError
 	if errors.As(err, &wait) {
 		return openapi.DownloadProof202JSONResponse{PendingJSONResponse: wait.answer(request.AttemptID)}, nil
 	}
 	if err != nil {
+		return nil, err
+	}
+	return answer, nil
+}
+
+// download writes the file that proves a leaf, in the format that was asked for.
+func (s *Server) download(ctx context.Context, proven string, asked *string, treeSize *int64, ifNoneMatch *string) (*conditional, error) {
+	name := "json"
+	if asked != nil {
+		name = *asked
+	}
+	format, known := proofFormats[name]
+	if !known {
+		return nil, invalidParameter("format", "must be json or tlog-proof")
+	}
+	p, err := s.prove(ctx, proven, treeSize)
+	if err != nil {
 		return nil, fmt.Errorf("prove attempt: %w", err)
 	}
-	if p.leaf.Leaf == nil {
-		return nil, &problem{kind: kindGone, detail: "The leaf has been erased. Its hash and its proof remain: see /api/v1/attestation/proof."}
+	if p.leaf.Leaf == nil && !format.withoutLeaf {
+		return nil, &problem{kind: kindGone, detail: "The leaf has been erased. Its hash and its proof remain: see /api/v1/attestation/proof, or " +
+			"ask for format=tlog-proof, which whoever kept the leaf can verify."}
 	}
 	evidence, err := p.evidence()
 	if err != nil {
@@ -103,8 +112,8 @@ func (s *Server) DownloadProof(ctx context.Context, request openapi.DownloadProo
 	if err != nil {
 		return nil, err
 	}
-	answer := newConditional(file, format.mediaType, "private, no-cache", request.Params.IfNoneMatch) // later it may hold anchors
-	answer.filename = request.AttemptID + format.ending
+	answer := newConditional(file, format.mediaType, "private, no-cache", ifNoneMatch) // later it may hold anchors
+	answer.filename = proven + format.ending
 	return answer, nil
 }
 
@@ -112,11 +121,12 @@ func (s *Server) DownloadProof(ctx context.Context, request openapi.DownloadProo
 type proofFormat struct {
 	mediaType, ending string
 	write             func(attestation.Evidence) ([]byte, error)
+	withoutLeaf       bool // it can be written of a leaf whose bytes are erased
 }
 
 var proofFormats = map[string]proofFormat{
-	"json":       {verify.MediaType, ".proof.json", attestation.Evidence.Package},
-	"tlog-proof": {"text/plain; charset=utf-8", ".tlog-proof", attestation.Evidence.TLogProof},
+	"json":       {verify.MediaType, ".proof.json", attestation.Evidence.Package, false},
+	"tlog-proof": {"text/plain; charset=utf-8", ".tlog-proof", attestation.Evidence.TLogProof, true},
 }
 
 func (p *proven) evidence() (attestation.Evidence, error) {
@@ -131,6 +141,7 @@ func (p *proven) evidence() (attestation.Evidence, error) {
 		Origin:     p.leaf.Origin,
 		Key:        p.key,
 		Leaf:       p.leaf.Leaf,
+		LeafHash:   p.leaf.LeafHash,
 		Salts:      salts,
 		Proof:      verify.InclusionProof{LeafIndex: uint64(p.leaf.LeafIndex), TreeSize: uint64(p.head.TreeSize), Hashes: p.path},
 		Head:       p.head.signed(),
@@ -142,9 +153,9 @@ func (p *proven) evidence() (attestation.Evidence, error) {
 // prove finds an attempt's leaf, the head to prove it against and the path between them. The error is notSealedError for an
 // attempt that is recorded but under no published head; whether it has an index by then is nobody's business.
 func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*proven, error) {
-	attemptID, err := id.Attempt.Parse(attempt)
+	attemptID, err := parseProven(attempt)
 	if err != nil {
-		return nil, notFound("attempt")
+		return nil, err
 	}
 	if treeSize != nil && *treeSize < 1 {
 		return nil, invalidParameter("tree_size", "must be at least 1")
@@ -152,9 +163,9 @@ func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*p
 	var p *proven
 	err = s.inTenant(ctx, func(tx pgx.Tx, _ uuid.UUID) error {
 		q := db.New(tx)
-		place, err := q.PlaceOfAttempt(ctx, attemptID)
+		place, err := q.PlaceOfAttempt(ctx, attemptID.UUID)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return waiting(ctx, q, attemptID)
+			return attemptID.waiting(ctx, q)
 		}
 		if err != nil {
 			return err
@@ -181,18 +192,6 @@ func (s *Server) prove(ctx context.Context, attempt string, treeSize *int64) (*p
 	return p, err
 }
 
-// waiting tells an attempt that isn't published yet from one that isn't there, or is another tenant's.
-func waiting(ctx context.Context, q *db.Queries, attempt uuid.UUID) error {
-	age, err := q.AttemptAge(ctx, attempt)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return notFound("attempt")
-	}
-	if err != nil {
-		return err
-	}
-	return notSealedError{after: untilSealed(age)}
-}
-
 // untilSealed is how long an attempt still has to wait for a head, given for how many seconds it has.
 func untilSealed(age float64) time.Duration {
 	left := cadence - time.Duration(age*float64(time.Second))
@@ -202,10 +201,10 @@ func untilSealed(age float64) time.Duration {
 func inSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // headFor finds the earliest published head that covers the leaf, or the one of the size that was asked for.
-func headFor(ctx context.Context, q *db.Queries, attempt uuid.UUID, leaf attemptLeaf, treeSize *int64) (publishedHead, error) {
+func headFor(ctx context.Context, q *db.Queries, attempt provenID, leaf attemptLeaf, treeSize *int64) (publishedHead, error) {
 	first, err := q.FirstSignedHeadAbove(ctx, leaf.LogID, leaf.LeafIndex)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return publishedHead{}, waiting(ctx, q, attempt)
+		return publishedHead{}, attempt.waiting(ctx, q)
 	}
 	if err != nil || treeSize == nil {
 		return publishedHead(first), err

@@ -32,7 +32,11 @@ func (s *Server) authenticate(c *gin.Context) {
 	if !strings.HasPrefix(c.FullPath(), apiPrefix) || public[c.FullPath()] {
 		return
 	}
-	tenant, err := s.tenantOf(c.Request.Context(), c.Request.Header.Values("Authorization"))
+	authority := s.tenantOf
+	if c.FullPath() == routeReceipt {
+		authority = s.tenantOfReceipt(c.Param("delivery_id"))
+	}
+	tenant, err := authority(c.Request.Context(), c.Request.Header.Values("Authorization"))
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -45,11 +49,8 @@ func (s *Server) authenticate(c *gin.Context) {
 // key is right.
 func (s *Server) tenantOf(ctx context.Context, headers []string) (uuid.UUID, error) {
 	unauthorized := &problem{kind: kindUnauthorized, detail: "Send a valid API key: `Authorization: Bearer kapsel_…`."}
-	if len(headers) != 1 {
-		return uuid.Nil, unauthorized
-	}
-	scheme, key, _ := strings.Cut(headers[0], " ")
-	if !strings.EqualFold(scheme, "Bearer") || key == "" {
+	key := bearer(headers)
+	if key == "" {
 		return uuid.Nil, unauthorized
 	}
 	hash := sha256.Sum256([]byte(key))
@@ -61,6 +62,18 @@ func (s *Server) tenantOf(ctx context.Context, headers []string) (uuid.UUID, err
 		return uuid.Nil, fmt.Errorf("authenticate: %w", err)
 	}
 	return found.TenantID, nil
+}
+
+// bearer returns the one bearer token of a request, "" if it has none, or several.
+func bearer(headers []string) string {
+	if len(headers) != 1 {
+		return ""
+	}
+	scheme, token, _ := strings.Cut(headers[0], " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return token
 }
 
 // inTenant runs f in one transaction that sees the rows of the request's tenant only: invariant 8.

@@ -34,6 +34,7 @@ var bodies = map[string]reflect.Type{
 	"POST /api/v1/destinations/:destination_id/signing-keys": reflect.TypeFor[openapi.AddSigningKeyJSONRequestBody](),
 	"PUT /api/v1/destinations/:destination_id/transport":     reflect.TypeFor[openapi.PutTransportJSONRequestBody](),
 	"POST /api/v1/redeliveries":                              reflect.TypeFor[openapi.CreateRedeliveryJobJSONRequestBody](),
+	"POST /api/v1/events/:event_id/erase":                    reflect.TypeFor[openapi.EraseEventJSONRequestBody](),
 	"POST /api/v1/attestation/proofs":                        reflect.TypeFor[openapi.GetProofsJSONRequestBody](),
 }
 

@@ -54,9 +54,10 @@ func (c *conditional) write(w http.ResponseWriter) error {
 	return err
 }
 
-func (c *conditional) VisitGetTreeHeadResponse(w http.ResponseWriter) error   { return c.write(w) }
-func (c *conditional) VisitGetProofResponse(w http.ResponseWriter) error      { return c.write(w) }
-func (c *conditional) VisitDownloadProofResponse(w http.ResponseWriter) error { return c.write(w) }
+func (c *conditional) VisitGetTreeHeadResponse(w http.ResponseWriter) error     { return c.write(w) }
+func (c *conditional) VisitGetProofResponse(w http.ResponseWriter) error        { return c.write(w) }
+func (c *conditional) VisitDownloadProofResponse(w http.ResponseWriter) error   { return c.write(w) }
+func (c *conditional) VisitDownloadReceiptResponse(w http.ResponseWriter) error { return c.write(w) }
 func (c *conditional) VisitGetConsistencyProofResponse(w http.ResponseWriter) error {
 	return c.write(w)
 }

@@ -121,6 +121,7 @@ func (s *Server) parseDestination(base string, body *openapi.NewDestination) (*n
 	if d.circuit, err = parseCircuit(join(base, "circuit"), body.Circuit); err != nil {
 		return nil, err
 	}
+	d.row.ProofToken = value(body.ProofToken)
 	d.filter = body.Filter
 	if d.row.Filter, err = parseFilter(join(base, "filter"), body.Filter); err != nil {
 		return nil, err
@@ -233,7 +234,7 @@ func (d *newDestination) answer() openapi.Destination {
 		ID: id.Destination.Format(d.row.ID), EndpointID: id.Endpoint.Format(d.row.EndpointID), URL: d.row.Url, TimeoutMs: int(d.row.TimeoutMs), Schedule: scheduleAnswer(d.schedule),
 		HeaderNames: append([]string{}, slices.Sorted(maps.Keys(d.headers))...), SecretPath: d.row.SecretPath,
 		MaxConcurrency: limitAnswer(d.row.MaxConcurrency), RatePerSecond: limitAnswer(d.row.RatePerSecond),
-		Filter: d.filter, CreatedAt: d.created, Circuit: newCircuitAnswer(d.circuit),
+		Filter: d.filter, CreatedAt: d.created, Circuit: newCircuitAnswer(d.circuit), ProofToken: d.row.ProofToken,
 	}
 	d.addSending(&answer)
 	return answer
@@ -257,7 +258,7 @@ func destinationAnswer(row db.DestinationsOfRow) (openapi.Destination, error) {
 		ID: name, EndpointID: id.Endpoint.Format(row.EndpointID), URL: row.Url, Circuit: circuit, TimeoutMs: int(row.TimeoutMs), Schedule: scheduleAnswer(schedule), HeaderNames: row.HeaderNames,
 		SecretPath: row.SecretPath, MaxConcurrency: limitAnswer(row.MaxConcurrency), RatePerSecond: limitAnswer(row.RatePerSecond),
 		PausedAt: row.PausedAt, DisabledAt: row.DisabledAt, DisabledReason: row.DisabledReason,
-		Filter: filter, CreatedAt: row.CreatedAt,
+		Filter: filter, CreatedAt: row.CreatedAt, ProofToken: row.ProofToken,
 	}, nil
 }
 

@@ -29,6 +29,8 @@ type endpoint struct {
 	eventType       webhook.EventTypePolicy
 	recipients      []recipient
 	recordSkipped   bool // whether what filters leave out is recorded
+	// attestAcceptance: each event gets a leaf of its own.
+	attestAcceptance bool
 }
 
 // sourceSecret is one of an endpoint's secrets, and when it expires; never, if that is the zero time.
@@ -98,7 +100,8 @@ func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, erro
 	if err != nil {
 		return nil, fmt.Errorf("read destinations: %w", err)
 	}
-	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, origin: row.Origin, recordSkipped: row.RecordSkipped, operational: row.Operational}
+	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, origin: row.Origin, recordSkipped: row.RecordSkipped, operational: row.Operational,
+		attestAcceptance: row.AttestAcceptance}
 	for i, secret := range row.Secrets {
 		held := sourceSecret{value: secret}
 		if at := row.SecretExpiries[i]; at > 0 {

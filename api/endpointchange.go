@@ -93,6 +93,7 @@ func parseChange(body *openapi.EndpointChange) (*endpointChange, error) {
 		}
 	}
 	change.row.RecordSkipped = body.RecordSkipped
+	change.row.AttestAcceptance = body.AttestAcceptance
 	if body.Verification == nil {
 		if body.Secrets != nil {
 			return nil, invalidField("secrets", "can be replaced together with verification only. Add one with POST …/secrets")

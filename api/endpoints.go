@@ -65,7 +65,7 @@ func (s *Server) CreateEndpoint(ctx context.Context, request openapi.CreateEndpo
 	answer, err := s.endpointAnswer(endpointRow{
 		ID: e.row.ID, Name: e.row.Name, Verification: e.row.Verification, Duplicates: e.row.Duplicates, Lane: e.row.Lane,
 		Ordering: e.row.Ordering, EventType: e.row.EventType, RecordSkipped: e.row.RecordSkipped, Operational: e.row.Operational,
-		CreatedAt: created, SecretCount: int64(len(e.secrets)),
+		CreatedAt: created, SecretCount: int64(len(e.secrets)), AttestAcceptance: e.row.AttestAcceptance,
 	})
 	if err != nil {
 		return nil, err
@@ -112,6 +112,7 @@ func (s *Server) parseEndpoint(body *openapi.NewEndpoint) (*newEndpoint, error) 
 		return nil, err
 	}
 	e.row.RecordSkipped = body.RecordSkipped == nil || *body.RecordSkipped
+	e.row.AttestAcceptance = value(body.AttestAcceptance)
 	e.destinations, err = s.parseDestinations(body.Destinations)
 	return e, err
 }
@@ -247,9 +248,9 @@ func (s *Server) endpointAnswer(row endpointRow) (openapi.Endpoint, error) {
 	name := id.Endpoint.Format(row.ID)
 	answer := openapi.Endpoint{
 		ID: name, Name: row.Name, Lane: row.Lane, CreatedAt: row.CreatedAt, SecretCount: int(row.SecretCount),
-		RecordSkipped: row.RecordSkipped,
-		Operational:   row.Operational,
-		Destinations:  []openapi.Destination{},
+		RecordSkipped: row.RecordSkipped, AttestAcceptance: row.AttestAcceptance,
+		Operational:  row.Operational,
+		Destinations: []openapi.Destination{},
 	}
 	if !row.Operational {
 		answer.IngestURL = s.config.PublicURL + "/ingest/" + name

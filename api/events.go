@@ -18,7 +18,7 @@ import (
 )
 
 // eventRow is an event as it is read, by whichever statement.
-type eventRow db.GetEventRow
+type eventRow db.SearchEventsRow
 
 // GetEvent reads an event with its deliveries and their attempts.
 func (s *Server) GetEvent(ctx context.Context, request openapi.GetEventRequestObject) (openapi.GetEventResponseObject, error) {
@@ -40,6 +40,7 @@ func (s *Server) GetEvent(ctx context.Context, request openapi.GetEventRequestOb
 			ID: id.Event.Format(row.ID), EndpointID: id.Endpoint.Format(row.EndpointID), AcceptedAt: row.AcceptedAt,
 			ContentType: row.ContentType, EventType: row.EventType, BodySize: int(row.BodySize), PayloadHash: hex.EncodeToString(row.PayloadHash),
 		}
+		s.addAcceptance(&answer, row)
 		answer.Deliveries, err = readDeliveries(ctx, q, eventID)
 		return err
 	})
@@ -47,6 +48,20 @@ func (s *Server) GetEvent(ctx context.Context, request openapi.GetEventRequestOb
 		return nil, fmt.Errorf("get event: %w", err)
 	}
 	return answer, nil
+}
+
+// addAcceptance tells of the leaf that attests the event's acceptance, and of what was erased.
+func (s *Server) addAcceptance(answer *openapi.GetEvent200JSONResponse, row db.GetEventRow) {
+	if row.LeafHash != nil {
+		answer.Acceptance = &openapi.Acceptance{
+			LeafHash:   hex.EncodeToString(row.LeafHash),
+			ProofURL:   s.config.PublicURL + "/api/v1/attestation/proof/" + answer.ID,
+			PackageURL: s.config.PublicURL + "/api/v1/attestation/download-proof/" + answer.ID,
+		}
+	}
+	if row.ErasedAt != nil {
+		answer.Erasure = &openapi.Erasure{ErasedAt: *row.ErasedAt, Leaves: value(row.LeavesErased)}
+	}
 }
 
 // readDeliveries reads an event's deliveries and their attempts.

@@ -125,6 +125,7 @@ func (s *Server) parseChange(body *openapi.DestinationChange) (db.UpdateDestinat
 			return change, fmt.Errorf("write circuit: %w", err)
 		}
 	}
+	change.ProofToken = body.ProofToken
 	var err error
 	if change.Filter, err = parseNewFilter("filter", body.Filter); err != nil {
 		return change, err

@@ -22,7 +22,8 @@ func validOperational(body *openapi.NewEndpoint) error {
 	for _, member := range []struct {
 		name  string
 		given bool
-	}{{"secrets", body.Secrets != nil}, {"duplicates", body.Duplicates != nil}, {"ordering", body.Ordering != nil}, {"event_type", body.EventType != nil}} {
+	}{{"secrets", body.Secrets != nil}, {"duplicates", body.Duplicates != nil}, {"ordering", body.Ordering != nil}, {"event_type", body.EventType != nil},
+		{"attest_acceptance", body.AttestAcceptance != nil}} {
 		if member.given {
 			return invalidField(member.name, "must be left out for %s", fromOutside)
 		}
@@ -32,7 +33,7 @@ func validOperational(body *openapi.NewEndpoint) error {
 
 // keepOperational refuses to change how webhooks arrive at an operational endpoint.
 func (c *endpointChange) keepOperational(ctx context.Context, q *db.Queries) error {
-	if c.source == nil && c.row.Duplicates == nil && c.row.EventType == nil {
+	if c.source == nil && c.row.Duplicates == nil && c.row.EventType == nil && c.row.AttestAcceptance == nil {
 		return nil
 	}
 	operational, err := q.IsOperational(ctx, c.row.ID)
@@ -45,6 +46,8 @@ func (c *endpointChange) keepOperational(ctx context.Context, q *db.Queries) err
 		field = "verification"
 	case c.row.Duplicates != nil:
 		field = "duplicates"
+	case c.row.AttestAcceptance != nil:
+		field = "attest_acceptance"
 	}
 	return invalidField(field, "can't be changed for %s", fromOutside)
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/kapsel-io/kapsel/api/openapi"
 	"github.com/kapsel-io/kapsel/attestation"
-	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres/db"
 )
 
@@ -47,16 +46,16 @@ func (s *Server) GetProofs(ctx context.Context, request openapi.GetProofsRequest
 }
 
 // parseAttempts names the first ID that is wrong.
-func parseAttempts(names []string) ([]uuid.UUID, error) {
+func parseAttempts(names []string) ([]provenID, error) {
 	if len(names) < 1 || len(names) > maxProofs {
 		return nil, invalidField("attempt_ids", "must be 1 to %d IDs, not %d", maxProofs, len(names))
 	}
-	attempts := make([]uuid.UUID, len(names))
-	first := map[uuid.UUID]int{}
+	attempts := make([]provenID, len(names))
+	first := map[provenID]int{}
 	for i, name := range names {
-		attempt, err := id.Attempt.Parse(name)
+		attempt, err := parseProven(name)
 		if err != nil {
-			return nil, invalidField(fmt.Sprintf("attempt_ids[%d]", i), "must be an ID: da_ and 26 digits and lower-case letters")
+			return nil, invalidField(fmt.Sprintf("attempt_ids[%d]", i), "must be an ID: da_ (or evt_) and 26 digits and lower-case letters")
 		}
 		if j, again := first[attempt]; again {
 			return nil, invalidField(fmt.Sprintf("attempt_ids[%d]", i), "is the same as attempt_ids[%d]. Name each attempt once", j)
@@ -71,14 +70,18 @@ type manyProofs struct {
 	server   *Server
 	tx       pgx.Tx
 	q        *db.Queries
-	attempts []uuid.UUID
+	attempts []provenID
 	treeSize *int64
 	answer   *openapi.Proofs
 	pending  []int // attempts that no published head covers
 }
 
 func (m *manyProofs) run(ctx context.Context) error {
-	rows, err := m.q.PlacesOfAttempts(ctx, m.attempts)
+	ids := make([]uuid.UUID, len(m.attempts))
+	for i, attempt := range m.attempts {
+		ids[i] = attempt.UUID
+	}
+	rows, err := m.q.PlacesOfAttempts(ctx, ids)
 	if err != nil {
 		return fmt.Errorf("read places: %w", err)
 	}
@@ -88,7 +91,7 @@ func (m *manyProofs) run(ctx context.Context) error {
 	}
 	logs := map[uuid.UUID][]int{} // a tenant has one log at a time, and over the years it may have had several
 	for i, attempt := range m.attempts {
-		if place, sequenced := places[attempt]; sequenced {
+		if place, sequenced := places[attempt.UUID]; sequenced {
 			logs[place.LogID] = append(logs[place.LogID], i)
 		} else {
 			m.pending = append(m.pending, i)
@@ -104,8 +107,8 @@ func (m *manyProofs) run(ctx context.Context) error {
 
 // proveInLog proves attempts whose leaves are in one log.
 func (m *manyProofs) proveInLog(ctx context.Context, which []int, places map[uuid.UUID]db.PlacesOfAttemptsRow) error {
-	log := db.PublicLogRow{ID: places[m.attempts[which[0]]].LogID, Origin: places[m.attempts[which[0]]].Origin}
-	index := func(i int) int64 { return places[m.attempts[i]].LeafIndex }
+	log := db.PublicLogRow{ID: places[m.attempts[which[0]].UUID].LogID, Origin: places[m.attempts[which[0]].UUID].Origin}
+	index := func(i int) int64 { return places[m.attempts[i].UUID].LeafIndex }
 	heads, err := m.headsFor(ctx, log, which, index)
 	if err != nil {
 		return err
@@ -222,20 +225,16 @@ func (m *manyProofs) wait(ctx context.Context) error {
 		return nil
 	}
 	slices.Sort(m.pending)
-	ids := make([]uuid.UUID, len(m.pending))
+	pending := make([]provenID, len(m.pending))
 	for n, i := range m.pending {
-		ids[n] = m.attempts[i]
+		pending[n] = m.attempts[i]
 	}
-	rows, err := m.q.AttemptAges(ctx, ids)
+	ages, err := agesOf(ctx, m.q, pending)
 	if err != nil {
-		return fmt.Errorf("read attempts: %w", err)
-	}
-	ages := make(map[uuid.UUID]float64, len(rows))
-	for _, row := range rows {
-		ages[row.ID] = row.Seconds
+		return err
 	}
 	for _, i := range m.pending {
-		age, ok := ages[m.attempts[i]]
+		age, ok := ages[m.attempts[i].UUID]
 		if !ok {
 			p := notFound("attempt")
 			p.field = fmt.Sprintf("attempt_ids[%d]", i)

@@ -22,6 +22,7 @@ var queries = map[string]reflect.Type{
 	"/api/v1/attestation/sth":                        reflect.TypeFor[openapi.GetTreeHeadParams](),
 	"/api/v1/attestation/proof/:attempt_id":          reflect.TypeFor[openapi.GetProofParams](),
 	"/api/v1/attestation/download-proof/:attempt_id": reflect.TypeFor[openapi.DownloadProofParams](),
+	routeReceipt:                                     reflect.TypeFor[openapi.DownloadReceiptParams](),
 	"/api/v1/attestation/consistency-proof":          reflect.TypeFor[openapi.GetConsistencyProofParams](),
 	"/api/v1/attestation/keys":                       reflect.TypeFor[openapi.ListKeysParams](),
 }

@@ -130,6 +130,8 @@ const (
 	routeLive   = "/health/live"
 	routeReady  = "/health/ready"
 	apiPrefix   = "/api/v1/"
+
+	routeReceipt = "/api/v1/attestation/receipts/:delivery_id/:attempt_number"
 )
 
 func (s *Server) routes() http.Handler {

@@ -74,8 +74,8 @@ func Commit(label string, salt, x []byte) string {
 }
 
 // credentialHeaders never go into a commitment: someone who may check the others must not be able to test guesses of
-// these.
-var credentialHeaders = []string{"authorization", "cookie", "proxy-authorization"}
+// these. The proof token is Kapsel's own: whoever has it can download proofs.
+var credentialHeaders = []string{"authorization", "cookie", "kapsel-proof-token", "proxy-authorization"}
 
 // CanonicalHeaders returns the octets that a leaf's headers_hash commits to: one line "lower-name:value\n" for each value
 // of the sent headers, sorted bytewise, without credentials. Further names of headers that hold credentials (an API key's,

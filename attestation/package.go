@@ -12,7 +12,8 @@ import (
 type Evidence struct {
 	Origin     string            // the log's name
 	Key        ed25519.PublicKey // signed Head and Checkpoint
-	Leaf       []byte            // the exact bytes
+	Leaf       []byte            // the exact bytes; nil: erased, and only TLogProof can be written
+	LeafHash   []byte            // needed if Leaf is nil
 	Salts      *verify.Salts     // nil after erasure
 	Proof      verify.InclusionProof
 	Head       verify.SignedTreeHead // the earliest published head that covers the leaf, unless another was asked for

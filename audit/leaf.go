@@ -67,7 +67,11 @@ func examine(origin string, leaf postgres.StoredLeaf) examined {
 		e.row = "the row names no attempt"
 	case id.Tenant.Format(*leaf.TenantID) != parsed.TenantID:
 		e.row = fmt.Sprintf("the row belongs to %s, the leaf to %s", id.Tenant.Format(*leaf.TenantID), parsed.TenantID)
-	case parsed.AttemptID != "" && id.Attempt.Format(*leaf.AttemptID) != parsed.AttemptID:
+	case parsed.Kind == verify.KindAccepted:
+		if parsed.AttemptID != "" || id.Event.Format(*leaf.AttemptID) != parsed.EventID {
+			e.row = fmt.Sprintf("the row is of %s, the leaf of the acceptance of %s", id.Event.Format(*leaf.AttemptID), parsed.EventID)
+		}
+	case id.Attempt.Format(*leaf.AttemptID) != parsed.AttemptID:
 		e.row = fmt.Sprintf("the row is of %s, the leaf of %s", id.Attempt.Format(*leaf.AttemptID), parsed.AttemptID)
 	}
 	return e

@@ -29,6 +29,21 @@ type Acceptance struct {
 	Deliveries  []NewDelivery
 	Duplicate   *DuplicateKey // nil: never a duplicate
 	OrderKey    []byte        // 32 bytes: its deliveries wait for those with the same key; nil: they wait for nobody
+	Leaf        *AcceptedLeaf // nil: its acceptance isn't attested
+}
+
+// AcceptedLeaf attests that a webhook was accepted. It is queued in the transaction that makes it true, under the event's ID.
+type AcceptedLeaf struct {
+	Bytes   []byte
+	Hash    []byte
+	Secrets []byte // as those of an Attempt
+}
+
+func (a *Acceptance) leafHash() []byte {
+	if a.Leaf == nil {
+		return nil
+	}
+	return a.Leaf.Hash
 }
 
 // NewDelivery is one event's way to one destination.
@@ -53,6 +68,8 @@ type Accepted struct {
 	Duplicate bool
 	// BodyDiffers: it is a duplicate by its key, but came with another body.
 	BodyDiffers bool
+	// LeafHash is that of the leaf that attests the acceptance of EventID; nil: there is none.
+	LeafHash []byte
 }
 
 // Size is the weight of a in a group commit.
@@ -62,6 +79,9 @@ func (a *Acceptance) Size() int {
 		if d.Skipped != nil {
 			size += len(d.Skipped.Leaf)
 		}
+	}
+	if a.Leaf != nil {
+		size += len(a.Leaf.Bytes)
 	}
 	return size
 }
@@ -94,7 +114,7 @@ func acceptIn(ctx context.Context, pool *pgxpool.Pool, rows []*Acceptance) ([]Ac
 	if !slices.ContainsFunc(rows, func(r *Acceptance) bool { return r.Duplicate != nil || r.OrderKey != nil }) {
 		accepted := make([]Accepted, len(rows))
 		for i, r := range rows {
-			accepted[i] = Accepted{EventID: r.EventID}
+			accepted[i] = Accepted{EventID: r.EventID, LeafHash: r.leafHash()}
 		}
 		// Statements that are sent together outside of a transaction block are one transaction: one round trip in all.
 		return accepted, pool.SendBatch(ctx, eventsBatch(rows, nil)).Close()
@@ -130,10 +150,10 @@ func acceptInTx(ctx context.Context, tx pgx.Tx, rows []*Acceptance) ([]Accepted,
 
 const (
 	insertEventsSQL = `
-insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type)
-select u.id, u.tenant_id, u.endpoint_id, u.content_type, u.body_size, u.payload_hash, u.duplicate_key, nullif(u.event_type, '')
-from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::bytea[], $7::bytea[], $8::text[])
-    as u(id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type)`
+insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type, leaf_hash)
+select u.id, u.tenant_id, u.endpoint_id, u.content_type, u.body_size, u.payload_hash, u.duplicate_key, nullif(u.event_type, ''), u.leaf_hash
+from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::bytea[], $7::bytea[], $8::text[], $9::bytea[])
+    as u(id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type, leaf_hash)`
 	insertPayloadsSQL = `
 insert into event_payloads (event_id, tenant_id, headers, body, salt, secret)
 select * from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[])`
@@ -151,19 +171,21 @@ insert into delivery_queue (delivery_id, destination_id, tenant_id) select * fro
 )
 
 // eventsBatch writes what was accepted: four statements, whatever the number of rows, one more for deliveries that have turns,
-// and three for what was skipped.
+// three for what was skipped, and one for the leaves of acceptance.
 func eventsBatch(rows []*Acceptance, turns map[uuid.UUID]turn) *pgx.Batch {
 	n := len(rows)
 	events, tenants, endpoints := make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
 	contentTypes, eventTypes, sizes := make([]string, n), make([]string, n), make([]int, n)
 	hashes, keys, headers := make([][]byte, n), make([][]byte, n), make([][]byte, n)
 	bodies, salts, secrets := make([][]byte, n), make([][]byte, n), make([][]byte, n)
+	leafHashes := make([][]byte, n)
 	d := deliveryColumns{turns: turns}
 	var skipped []Change
 	for i, r := range rows {
 		events[i], tenants[i], endpoints[i] = r.EventID, r.TenantID, r.EndpointID
 		contentTypes[i], eventTypes[i], sizes[i], hashes[i] = r.ContentType, r.EventType, len(r.Body), r.PayloadHash
 		headers[i], bodies[i], salts[i], secrets[i] = r.Headers, r.Body, r.Salt, r.Secret
+		leafHashes[i] = r.leafHash()
 		if r.Duplicate != nil {
 			keys[i] = r.Duplicate.Hash
 		}
@@ -171,7 +193,7 @@ func eventsBatch(rows []*Acceptance, turns map[uuid.UUID]turn) *pgx.Batch {
 		skipped = append(skipped, r.skipped()...)
 	}
 	batch := &pgx.Batch{}
-	batch.Queue(insertEventsSQL, events, tenants, endpoints, contentTypes, sizes, hashes, keys, eventTypes)
+	batch.Queue(insertEventsSQL, events, tenants, endpoints, contentTypes, sizes, hashes, keys, eventTypes, leafHashes)
 	batch.Queue(insertPayloadsSQL, events, tenants, headers, bodies, salts, secrets)
 	if len(d.ids) > 0 {
 		batch.Queue(insertDeliveriesSQL, d.ids, d.events, d.tenants, d.endpoints, d.destinations, d.logs, d.orderKeys, d.orderSeqs, d.filterErrors)
@@ -186,7 +208,23 @@ func eventsBatch(rows []*Acceptance, turns map[uuid.UUID]turn) *pgx.Batch {
 		queueSkipped(batch, skipped)
 		queueAttempts(batch, skipped)
 	}
+	queueAccepted(batch, rows)
 	return batch
+}
+
+// queueAccepted queues the leaves of those whose acceptance is attested.
+func queueAccepted(batch *pgx.Batch, rows []*Acceptance) {
+	var logs, tenants, events []uuid.UUID
+	var hashes, leaves, secrets [][]byte
+	for _, r := range rows {
+		if r.Leaf != nil {
+			logs, tenants, events = append(logs, r.LogID), append(tenants, r.TenantID), append(events, r.EventID)
+			hashes, leaves, secrets = append(hashes, r.Leaf.Hash), append(leaves, r.Leaf.Bytes), append(secrets, r.Leaf.Secrets)
+		}
+	}
+	if len(events) > 0 {
+		batch.Queue(queueLeavesSQL, logs, tenants, events, hashes, leaves, secrets, make([]bool, len(events)))
+	}
 }
 
 // deliveryColumns are the columns of new deliveries that are to be sent.
@@ -279,7 +317,7 @@ func findDuplicates(ctx context.Context, tx pgx.Tx, rows []*Acceptance) ([]Accep
 	first := map[dedupKey]*Acceptance{}
 	var candidates []*Acceptance
 	for i, r := range rows {
-		accepted[i] = Accepted{EventID: r.EventID}
+		accepted[i] = Accepted{EventID: r.EventID, LeafHash: r.leafHash()}
 		if r.Duplicate == nil {
 			continue
 		}
@@ -304,7 +342,8 @@ func findDuplicates(ctx context.Context, tx pgx.Tx, rows []*Acceptance) ([]Accep
 			accepted[i] = Accepted{
 				EventID:     holder.eventID,
 				Duplicate:   true,
-				BodyDiffers: !bytes.Equal(holder.bodyHash, r.Duplicate.BodyHash),
+				BodyDiffers: holder.bodyHash != nil && !bytes.Equal(holder.bodyHash, r.Duplicate.BodyHash),
+				LeafHash:    holder.leafHash,
 			}
 		}
 	}

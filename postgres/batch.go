@@ -170,7 +170,8 @@ select t.id, t.url, t.secret_path, t.timeout_ms, t.schedule, t.headers,
           where k.destination_id = t.id and (k.expires_at is null or k.expires_at > now()) order by k.id desc),
     (select to_jsonb(x) from destination_transports x where x.destination_id = t.id),
     (select ` + circuitWait + ` from circuits c where c.destination_id = t.id and c.state <> 'closed')::float8,
-    coalesce(t.max_concurrency, 0), coalesce(t.rate_per_second, 0)
+    coalesce(t.max_concurrency, 0), coalesce(t.rate_per_second, 0),
+    case when t.proof_token then (select n.proof_key from tenants n where n.id = t.tenant_id) end
 from destinations t where t.id = any($1)`
 
 // LoadDestinations reads destinations.
@@ -192,7 +193,7 @@ func readDestinations(rows pgx.Rows, found map[uuid.UUID]*Destination) error {
 		var timeoutMS int
 		var circuitMS *float64
 		err = row.Scan(&d.ID, &d.URL, &d.SecretPath, &timeoutMS, &d.Schedule, &d.ExtraHeaders, &d.SigningKeys, &d.Held, &d.Deleted,
-			&d.PrivateKeys, &d.Transport, &circuitMS, &d.MaxConcurrency, &d.RatePerSecond)
+			&d.PrivateKeys, &d.Transport, &circuitMS, &d.MaxConcurrency, &d.RatePerSecond, &d.ProofKey)
 		d.Timeout = time.Duration(timeoutMS) * time.Millisecond
 		if d.CircuitOpen = circuitMS != nil; d.CircuitOpen {
 			d.CircuitWait = milliseconds(*circuitMS)

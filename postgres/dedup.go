@@ -57,7 +57,8 @@ const daysSQL = `select 1 + ((now() + interval '60 s') at time zone 'utc')::date
 // keyHolder is the event that holds a key.
 type keyHolder struct {
 	eventID  uuid.UUID
-	bodyHash []byte
+	bodyHash []byte // nil: erased
+	leafHash []byte // nil: its acceptance isn't attested
 }
 
 // takeKeys takes the keys of rows, which are distinct, and returns who holds each: the row's own event, or an earlier one.
@@ -71,7 +72,7 @@ func takeKeys(ctx context.Context, tx pgx.Tx, rows []*Acceptance) (map[dedupKey]
 	for _, r := range rows {
 		switch won[r.dedupKey()] {
 		case days:
-			holders[r.dedupKey()] = keyHolder{r.EventID, r.Duplicate.BodyHash}
+			holders[r.dedupKey()] = keyHolder{r.EventID, r.Duplicate.BodyHash, r.leafHash()}
 		case 0:
 			lost = append(lost, r)
 		default:
@@ -126,9 +127,12 @@ func findHolders(ctx context.Context, tx pgx.Tx, rows []*Acceptance, holders map
 	var endpoint, event uuid.UUID
 	var hash, bodyHash []byte
 	_, err = pgx.ForEachRow(found, []any{&endpoint, &hash, &event, &bodyHash}, func() error {
-		holders[dedupKey{endpoint, [32]byte(hash)}] = keyHolder{event, bytes.Clone(bodyHash)}
+		holders[dedupKey{endpoint, [32]byte(hash)}] = keyHolder{eventID: event, bodyHash: bytes.Clone(bodyHash)}
 		return nil
 	})
+	if err == nil {
+		err = addLeafHashes(ctx, tx, holders)
+	}
 	if err != nil {
 		return fmt.Errorf("find holders of duplicate keys: %w", err)
 	}
@@ -138,4 +142,32 @@ func findHolders(ctx context.Context, tx pgx.Tx, rows []*Acceptance, holders map
 		}
 	}
 	return nil
+}
+
+const leafHashesSQL = `select e.id, e.leaf_hash from events e where e.id = any($1) and e.leaf_hash is not null`
+
+// addLeafHashes reads for holders that were accepted before what their senders were told: a duplicate gets the first answer again.
+func addLeafHashes(ctx context.Context, tx pgx.Tx, holders map[dedupKey]keyHolder) error {
+	var events []uuid.UUID
+	for _, holder := range holders {
+		events = append(events, holder.eventID)
+	}
+	rows, err := tx.Query(ctx, leafHashesSQL, events)
+	if err != nil {
+		return err
+	}
+	hashes := map[uuid.UUID][]byte{}
+	var event uuid.UUID
+	var hash []byte
+	_, err = pgx.ForEachRow(rows, []any{&event, &hash}, func() error {
+		hashes[event] = bytes.Clone(hash)
+		return nil
+	})
+	for key, holder := range holders {
+		if hash := hashes[holder.eventID]; hash != nil {
+			holder.leafHash = hash
+			holders[key] = holder
+		}
+	}
+	return err
 }

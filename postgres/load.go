@@ -45,6 +45,7 @@ type Destination struct {
 	Deleted      bool            // nothing will be sent any more
 	PrivateKeys  [][]byte        // for v1a, newest first
 	Transport    json.RawMessage // as webhook.Transport has it; nil: as usual
+	ProofKey     []byte          // makes proof tokens; nil: it gets none
 	// CircuitOpen: only a probe may be sent, which can be won after CircuitWait.
 	CircuitOpen bool
 	CircuitWait time.Duration

@@ -49,6 +49,7 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 		"cancel":           {requestCancelSQL, []any{ids}},
 		"standing":         {lockStandingSQL, []any{ids}},
 		"due now":          {deliveryDueNowSQL, []any{ids}},
+		"hold payloads":    {holdPayloadsSQL, []any{ids}},
 		"finished":         {finishedSQL, []any{ids, delivery}},
 		"payloads left":    {keptSQL, []any{ids}},
 		"events of tenant": {eventsOfTenantSQL, []any{delivery, floor(id.Time(delivery)), delivery, 1}},

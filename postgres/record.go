@@ -36,6 +36,8 @@ type Delivery struct {
 	CircuitActive bool
 	// CancelRequested: it shall end instead of being tried again.
 	CancelRequested bool
+	// PayloadErased: its event's payload was erased while it was pending; LeavesErased: the bytes of its leaves too.
+	PayloadErased, LeavesErased bool
 	Commitment
 }
 
@@ -94,7 +96,7 @@ select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
     d.order_key is not null,
     d.order_key is not null and (select e.ordering ->> 'on_dead' from endpoints e where e.id = d.endpoint_id) is not distinct from 'block',
     exists (select from circuits c where c.destination_id = d.destination_id and (c.ring <> 0 or c.state <> 'closed')),
-    d.cancel_requested
+    d.cancel_requested, d.erased is not null, d.erased is not distinct from 'leaves'
 from deliveries d
 where d.id = any($1)
 order by d.id
@@ -145,7 +147,7 @@ func beginAndLock(ctx context.Context, conn *pgxpool.Conn, ids []uuid.UUID) (map
 			var dueMS float64
 			err := row.Scan(&d.ID, &d.EventID, &d.TenantID, &d.EndpointID, &d.DestinationID, &d.LogID, &d.Origin, &d.State, &d.Epoch,
 				&d.NextAttempt, &d.LostStarts, &d.Leaves, &d.LastLeafHash, &dueMS, &d.Ordered, &d.DeadBlocks,
-				&d.CircuitActive, &d.CancelRequested)
+				&d.CircuitActive, &d.CancelRequested, &d.PayloadErased, &d.LeavesErased)
 			d.DueIn = time.Duration(dueMS) * time.Millisecond
 			locked[d.ID] = d
 			return d, err
@@ -176,6 +178,7 @@ func addCommitments(ctx context.Context, tx querier, locked map[uuid.UUID]*Deliv
 	for _, d := range locked {
 		if c := known[d.ID]; c != nil {
 			d.Commitment = *c
+			d.forget()
 			continue
 		}
 		unknown[d.EventID] = append(unknown[d.EventID], d)
@@ -193,6 +196,7 @@ func addCommitments(ctx context.Context, tx querier, locked map[uuid.UUID]*Deliv
 	_, err = pgx.ForEachRow(rows, []any{&event, &c.PayloadSize, &c.PayloadHash, &c.Salt, &c.Secret}, func() error {
 		for _, d := range unknown[event] {
 			d.Commitment = c
+			d.forget()
 		}
 		delete(unknown, event)
 		c = Commitment{} // its slices belong to the deliveries now
@@ -207,6 +211,13 @@ func addCommitments(ctx context.Context, tx querier, locked map[uuid.UUID]*Deliv
 	return nil
 }
 
+// forget lets go of what opens the commitments of an erased payload, although whoever sent it may have it still.
+func (d *Delivery) forget() {
+	if d.PayloadErased {
+		d.Salt, d.Secret = nil, nil
+	}
+}
+
 const insertAttemptsSQL = `
 insert into attempts (id, delivery_id, event_id, tenant_id, endpoint_id, destination_id, log_id, number, epoch, kind, outcome,
     error, attempted_at, duration_ms, endpoint_url, response_status, response_size, response_truncated, response_headers,
@@ -216,8 +227,8 @@ select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[],
     $18::boolean[], $19::bytea[], $20::bytea[], $21::bytea[])`
 
 const queueLeavesSQL = `
-insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets)
-select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bytea[], $5::bytea[], $6::bytea[])`
+insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets, erased)
+select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bytea[], $5::bytea[], $6::bytea[], $7::boolean[])`
 
 const updateDeliveriesSQL = `
 update deliveries d set state = u.state, epoch = u.epoch, next_attempt = u.next_attempt, lost_starts = u.lost_starts,
@@ -280,11 +291,15 @@ func queueAttempts(batch *pgx.Batch, changes []Change) {
 	var kinds, outcomes, errors, urls []string
 	var times []time.Time
 	var durations, sizes []int64
-	var truncated []bool
+	var truncated, erased []bool
 	var headers, bodies, hashes, leaves, secrets [][]byte
 	for _, c := range changes {
 		d := c.Delivery
 		for _, a := range c.Attempts {
+			if d.PayloadErased { // meanwhile: what came in or opens the leaf must not outlive the erasure
+				a.ResponseHeaders, a.ResponseBody, a.Secrets = nil, nil, []byte{}
+			}
+			erased = append(erased, d.LeavesErased)
 			ids, deliveries, events = append(ids, a.ID), append(deliveries, d.ID), append(events, d.EventID)
 			tenants, endpoints = append(tenants, d.TenantID), append(endpoints, d.EndpointID)
 			destinations, logs = append(destinations, d.DestinationID), append(logs, d.LogID)
@@ -302,7 +317,7 @@ func queueAttempts(batch *pgx.Batch, changes []Change) {
 	}
 	batch.Queue(insertAttemptsSQL, ids, deliveries, events, tenants, endpoints, destinations, logs, numbers, epochs, kinds,
 		outcomes, errors, times, durations, urls, statuses, sizes, truncated, headers, bodies, hashes)
-	batch.Queue(queueLeavesSQL, logs, tenants, ids, hashes, leaves, secrets)
+	batch.Queue(queueLeavesSQL, logs, tenants, ids, hashes, leaves, secrets, erased)
 }
 
 func queueDeliveries(batch *pgx.Batch, changes []Change) {

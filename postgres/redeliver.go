@@ -46,6 +46,9 @@ where d.id = any($1) and d.tenant_id = $2 and d.state <> 'pending'`
 
 	keptSQL = `select p.event_id from event_payloads p where p.event_id = any($1)`
 
+	// holdPayloadsSQL makes whoever erases a payload wait, and then see the new deliveries of its event.
+	holdPayloadsSQL = `select p.event_id from event_payloads p where p.event_id = any($1) order by p.event_id for key share`
+
 	presentSQL = `
 select t.id from destinations t
 join tenants n on n.id = t.tenant_id
@@ -54,8 +57,9 @@ where t.id = any($1) and t.deleted_at is null and n.deleted_at is null`
 	redeliveredSQL = `select r.delivery_id from redeliveries r where r.delivery_id = any($1)`
 
 	insertRedeliveriesSQL = `
-insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id, redelivery_of)
-select u.id, u.event_id, t.id, u.endpoint_id, u.destination_id, t.log_id, u.redelivery_of
+insert into deliveries (id, event_id, tenant_id, endpoint_id, destination_id, log_id, redelivery_of, erased)
+select u.id, u.event_id, t.id, u.endpoint_id, u.destination_id, t.log_id, u.redelivery_of,
+    (select case when x.leaves then 'leaves' else 'payload' end from erasures x where x.event_id = u.event_id)
 from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[]) as u(id, event_id, endpoint_id, destination_id, redelivery_of)
 join tenants t on t.id = $6`
 
@@ -189,6 +193,7 @@ func insertRedeliveries(ctx context.Context, tx pgx.Tx, tenant uuid.UUID, job *u
 		of[i], events[i], endpoints[i], destinations[i], tenants[i] = c.id, c.event, c.endpoint, c.destination, tenant
 	}
 	batch := &pgx.Batch{}
+	batch.Queue(holdPayloadsSQL, events)
 	batch.Queue(insertRedeliveriesSQL, ids, events, endpoints, destinations, of, tenant)
 	batch.Queue(insertQueueSQL, ids, destinations, tenants)
 	batch.Queue(noteRedeliveriesSQL, of, ids, tenant, job)

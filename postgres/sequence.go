@@ -32,6 +32,7 @@ type QueuedLeaf struct {
 	Hash      []byte
 	Bytes     []byte
 	Secrets   []byte
+	Erased    bool // only its hash is to be kept
 }
 
 // RejectedLeaf is a queued leaf that must not get an index, and why.
@@ -76,7 +77,7 @@ var ErrNoLog = errors.New("log does not exist")
 const takeLeavesSQL = `
 delete from leaf_queue
 where log_id = $1 and id in (select id from leaf_queue where log_id = $1 and id > $2 order by id limit $3)
-returning id, tenant_id, attempt_id, leaf_hash, leaf, secrets`
+returning id, tenant_id, attempt_id, leaf_hash, leaf, secrets, erased`
 
 // Sequence gives up to limit queued leaves their place in the log, in one transaction under the lock of the log's head:
 // invariant 7. grow computes what becomes of the tree; nothing of it counts before the commit. A crash anywhere leaves
@@ -138,7 +139,7 @@ func takeLeaves(ctx context.Context, tx pgx.Tx, log uuid.UUID, after int64, limi
 		return nil, fmt.Errorf("take leaves: %w", err)
 	}
 	leaves, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l QueuedLeaf, err error) {
-		err = row.Scan(&l.ID, &l.TenantID, &l.AttemptID, &l.Hash, &l.Bytes, &l.Secrets)
+		err = row.Scan(&l.ID, &l.TenantID, &l.AttemptID, &l.Hash, &l.Bytes, &l.Secrets, &l.Erased)
 		return l, err
 	})
 	if err != nil {
@@ -244,7 +245,10 @@ func writeGrowth(ctx context.Context, tx pgx.Tx, log uuid.UUID, oldSize uint64, 
 	leafHashes, leaves, secrets := make([][]byte, n), make([][]byte, n), make([][]byte, n)
 	for i, l := range g.Accepted {
 		tenants[i], attempts[i], indexes[i] = l.TenantID, l.AttemptID, int64(oldSize)+int64(i)
-		leafHashes[i], leaves[i], secrets[i] = l.Hash, l.Bytes, l.Secrets
+		leafHashes[i] = l.Hash
+		if !l.Erased {
+			leaves[i], secrets[i] = l.Bytes, l.Secrets
+		}
 	}
 	var levels []int16
 	var tileIndexes []int64

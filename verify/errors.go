@@ -12,6 +12,12 @@ var (
 	ErrKey = errors.New("public key")
 	// ErrPackageFormat: the proof package isn't what "kapsel.proof/v1" allows.
 	ErrPackageFormat = errors.New("package format")
+	// ErrTLogProofFormat: the proof isn't what "c2sp.org/tlog-proof@v1" allows, or its extra data aren't Kapsel's.
+	ErrTLogProofFormat = errors.New("tlog-proof format")
+	// ErrNoLeaf: the proof doesn't hold the leaf, whose bytes were erased, and the caller has handed over too little of it.
+	ErrNoLeaf = errors.New("the leaf isn't in the proof")
+	// ErrLeafMismatch: the proof is of another leaf than the one whose bytes or hash the caller holds.
+	ErrLeafMismatch = errors.New("leaf differs from the one held")
 	// ErrUntrustedKey: the head is signed under a key that the trusted key doesn't vouch for.
 	ErrUntrustedKey = errors.New("untrusted key")
 	// ErrKeyHistory: a key transition that is needed is malformed, unsigned or inconsistent with the head.

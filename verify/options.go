@@ -26,6 +26,10 @@ type Options struct {
 	URL      *string // full URL of the destination, with its query
 	Headers  *[]byte // sent headers without credentials, sorted lines "lower-name:value\n"
 
+	// The leaf itself, if the caller has kept its exact bytes or its hash (32 bytes; a sender was told it by Kapsel-Leaf-Hash): the
+	// proof must be of this leaf. TLog needs one of both for a leaf whose bytes were erased.
+	Leaf, LeafHash *[]byte
+
 	// What the leaf must be about: TypeIDs.
 	Attempt, Delivery, Event, Tenant *string
 }
@@ -53,5 +57,14 @@ func (o Options) trust() (string, ed25519.PublicKey, error) {
 	if o.Quorum < 0 || o.Quorum > len(o.Witnesses) {
 		return "", nil, fmt.Errorf("%w: a quorum of %d of %d witnesses", ErrOptions, o.Quorum, len(o.Witnesses))
 	}
+	if o.LeafHash != nil && len(*o.LeafHash) != HashSize {
+		return "", nil, fmt.Errorf("%w: a leaf hash of %d bytes, want %d", ErrOptions, len(*o.LeafHash), HashSize)
+	}
 	return origin, key, nil
+}
+
+// binds reports whether anything is to be compared with what is in the leaf.
+func (o Options) binds() bool {
+	return o.Payload != nil || o.Response != nil || o.URL != nil || o.Headers != nil ||
+		o.Attempt != nil || o.Delivery != nil || o.Event != nil || o.Tenant != nil
 }

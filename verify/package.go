@@ -18,7 +18,7 @@ const (
 
 // Result is what a verified package says.
 type Result struct {
-	Leaf        *Leaf
+	Leaf        *Leaf // nil from [TLog] if only its hash was known
 	LeafHash    []byte
 	LeafIndex   uint64
 	Head        SignedTreeHead
@@ -35,7 +35,7 @@ type Result struct {
 
 // Delivered reports whether the leaf records that the receiver answered with success.
 func (r *Result) Delivered() bool {
-	return r.Leaf.Kind == KindAttempt && r.Leaf.Outcome == OutcomeDelivered
+	return r.Leaf != nil && r.Leaf.Kind == KindAttempt && r.Leaf.Outcome == OutcomeDelivered
 }
 
 // Package verifies a proof package ("kapsel.proof/v1") against what opts trusts and holds. Nothing in the package is
@@ -53,7 +53,10 @@ func Package(pkg []byte, opts Options) (*Result, error) {
 	if origin != "" && p.Origin != origin {
 		return nil, fmt.Errorf("%w: the package is of the log %q, expected %q", ErrOrigin, p.Origin, origin)
 	}
-	r := &Result{Origin: p.Origin, OriginBound: origin != "", LeafIndex: p.LeafIndex, LeafHash: LeafHash(p.Leaf)}
+	r := &Result{Origin: p.Origin, OriginBound: origin != "", LeafIndex: p.LeafIndex}
+	if _, err := r.settleLeaf(p.Leaf, opts); err != nil {
+		return nil, err
+	}
 	_, headKey, err := ParseVKey(p.VKey)
 	if err != nil {
 		return nil, fmt.Errorf("%w: vkey: %w", ErrPackageFormat, err)
@@ -69,13 +72,7 @@ func Package(pkg []byte, opts Options) (*Result, error) {
 	if err := Inclusion(r.LeafHash, p.LeafIndex, r.Head.TreeSize, p.InclusionProof, r.Head.RootHash); err != nil {
 		return nil, err
 	}
-	if r.Leaf, err = ParseLeaf(p.Leaf); err != nil {
-		return nil, err
-	}
-	if r.Leaf.Origin != p.Origin {
-		return nil, fmt.Errorf("%w: the leaf is of the log %q, the package of %q", ErrOrigin, r.Leaf.Origin, p.Origin)
-	}
-	if err := r.bind(p.Salts, opts); err != nil {
+	if err := r.readLeaf(p.Leaf, p.Salts, opts); err != nil {
 		return nil, err
 	}
 	if r.Witnesses, err = countWitnesses(checkpoint.Note, opts.Witnesses); err != nil {
@@ -84,7 +81,10 @@ func Package(pkg []byte, opts Options) (*Result, error) {
 	if r.Witnesses < opts.Quorum {
 		return nil, fmt.Errorf("%w: %d of the trusted witnesses cosigned, want %d", ErrQuorum, r.Witnesses, opts.Quorum)
 	}
-	r.warn(p)
+	r.warn()
+	if len(p.Anchors) > 0 {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("anchors in the package that were not checked: %d", len(p.Anchors)))
+	}
 	return r, nil
 }
 
@@ -197,14 +197,14 @@ func (r *Result) recordedPart(response *[]byte) *[]byte {
 }
 
 // warn adds what a reader should know although the proof holds.
-func (r *Result) warn(p *ProofPackage) {
+func (r *Result) warn() {
+	if r.Leaf == nil {
+		return
+	}
 	if r.Leaf.Time().UnixMilli() > r.Head.Timestamp {
 		r.Warnings = append(r.Warnings, "the attempt is dated later than the tree head that covers it")
 	}
 	if r.Response == Matched && r.Leaf.ResponseTruncated {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("only the first %d bytes of the response were recorded", r.Leaf.ResponseSize))
-	}
-	if len(p.Anchors) > 0 {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("anchors in the package that were not checked: %d", len(p.Anchors)))
 	}
 }

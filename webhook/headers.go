@@ -62,6 +62,8 @@ type Outgoing struct {
 	// Secrets (v1) and Keys (v1a) sign the request, each with its own signature; none is sent if there are none.
 	Secrets [][]byte
 	Keys    []ed25519.PrivateKey
+	// ProofToken is with what the receiver can download the delivery's proofs; "": it gets none.
+	ProofToken string
 }
 
 // The headers that Kapsel sets. Whatever arrived under these names, or any that starts with Kapsel-, is left out, so
@@ -71,7 +73,8 @@ const (
 	HeaderDeliveryID        = "Kapsel-Delivery-Id"
 	HeaderAttempt           = "Kapsel-Attempt"
 	HeaderOriginalTimestamp = "Kapsel-Original-Timestamp"
-	HeaderHops              = "Kapsel-Hops" // see Hops; left out for the first
+	HeaderHops              = "Kapsel-Hops"        // see Hops; left out for the first
+	HeaderProofToken        = "Kapsel-Proof-Token" // only where the destination asks for it
 	HeaderWebhookID         = "Webhook-Id"
 	HeaderWebhookTimestamp  = "Webhook-Timestamp"
 	HeaderWebhookSignature  = "Webhook-Signature"
@@ -106,7 +109,8 @@ var ofMessage = map[string]bool{
 // credentials are the sender's, for Kapsel and nobody else. Configured headers may hold the receiver's. A signature
 // over the body (X-Hub-Signature-256 and the like) is no credential: it says nothing of the secret, and a receiver may
 // want to check it.
-var credentials = map[string]bool{"Authorization": true, "Proxy-Authorization": true, "Cookie": true}
+// The proof token of another Kapsel is for whoever owns the endpoint, and for no filter, leaf or receiver.
+var credentials = map[string]bool{"Authorization": true, "Proxy-Authorization": true, "Cookie": true, HeaderProofToken: true}
 
 // IsCredential reports whether a header, by its standard meaning, holds a credential. Name may be in any case.
 func IsCredential(name string) bool { return credentials[http.CanonicalHeaderKey(name)] }
@@ -143,6 +147,9 @@ func OutgoingHeaders(original, configured http.Header, out Outgoing) http.Header
 	h.Set(HeaderOriginalTimestamp, out.AcceptedAt.UTC().Format("2006-01-02T15:04:05.000Z"))
 	h.Set(HeaderWebhookID, out.DeliveryID)
 	h.Set(HeaderWebhookTimestamp, strconv.FormatInt(out.SentAt.Unix(), 10))
+	if out.ProofToken != "" {
+		h.Set(HeaderProofToken, out.ProofToken)
+	}
 	if signature := out.signature(); signature != "" {
 		h.Set(HeaderWebhookSignature, signature)
 	}

@@ -359,6 +359,14 @@ type APIKeyHeader struct {
 	Prefix *string `json:"prefix,omitempty"`
 }
 
+// Acceptance The leaf that attests that the event was accepted. Absent if the endpoint didn't ask for it (`attest_acceptance`).
+type Acceptance struct {
+	// LeafHash What `Kapsel-Leaf-Hash` said.
+	LeafHash   string `json:"leaf_hash"`
+	PackageURL string `json:"package_url"`
+	ProofURL   string `json:"proof_url"`
+}
+
 // Accepted defines model for Accepted.
 type Accepted struct {
 	EventID string `json:"event_id"`
@@ -590,6 +598,7 @@ type Destination struct {
 	// MaxConcurrency Most requests under way at a time. Absent: no fixed limit.
 	MaxConcurrency *int       `json:"max_concurrency,omitempty"`
 	PausedAt       *time.Time `json:"paused_at,omitempty"`
+	ProofToken     bool       `json:"proof_token"`
 
 	// RatePerSecond Most requests that begin in a second. Absent: no limit.
 	RatePerSecond *int `json:"rate_per_second,omitempty"`
@@ -630,6 +639,9 @@ type DestinationChange struct {
 
 	// MaxConcurrency As at creation; 0: no limit.
 	MaxConcurrency *int `json:"max_concurrency,omitempty"`
+
+	// ProofToken As at creation. With false, tokens that were sent for its deliveries aren't taken any more.
+	ProofToken *bool `json:"proof_token,omitempty"`
 
 	// RatePerSecond As at creation; 0: no limit.
 	RatePerSecond *int `json:"rate_per_second,omitempty"`
@@ -702,8 +714,10 @@ type DuplicatesSource string
 
 // Endpoint defines model for Endpoint.
 type Endpoint struct {
-	CreatedAt    time.Time     `json:"created_at"`
-	Destinations []Destination `json:"destinations"`
+	// AttestAcceptance Whether the acceptance of each webhook is attested by a leaf of its own.
+	AttestAcceptance bool          `json:"attest_acceptance"`
+	CreatedAt        time.Time     `json:"created_at"`
+	Destinations     []Destination `json:"destinations"`
 
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates Duplicates `json:"duplicates"`
@@ -739,6 +753,9 @@ type Endpoint struct {
 
 // EndpointChange defines model for EndpointChange.
 type EndpointChange struct {
+	// AttestAcceptance As at creation, for what is accepted from then on (up to 2 s later by other processes of the api).
+	AttestAcceptance *bool `json:"attest_acceptance,omitempty"`
+
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
@@ -774,9 +791,42 @@ type EndpointPage struct {
 	NextCursor *string `json:"next_cursor,omitempty"`
 }
 
+// EraseRequest defines model for EraseRequest.
+type EraseRequest struct {
+	// Leaves Whether the bytes of the event's leaves are erased too. Their hashes stay in the log and can still be proved.
+	Leaves *bool `json:"leaves,omitempty"`
+}
+
+// Erased defines model for Erased.
+type Erased struct {
+	// ErasedAt When its payload was erased for the first time.
+	ErasedAt time.Time `json:"erased_at"`
+	EventID  string    `json:"event_id"`
+
+	// Leaves Whether the bytes of its leaves are erased, now or before.
+	Leaves bool `json:"leaves"`
+
+	// LeavesErased How many leaves, queued ones among them, had secrets or bytes that this request erased.
+	LeavesErased int64 `json:"leaves_erased"`
+
+	// ResponsesErased How many attempts had a response that this request erased.
+	ResponsesErased int64 `json:"responses_erased"`
+}
+
+// Erasure Absent if nothing of the event was erased.
+type Erasure struct {
+	// ErasedAt When its payload was.
+	ErasedAt time.Time `json:"erased_at"`
+
+	// Leaves Whether the bytes of its leaves were erased too.
+	Leaves bool `json:"leaves"`
+}
+
 // Event defines model for Event.
 type Event struct {
-	AcceptedAt time.Time `json:"accepted_at"`
+	// Acceptance The leaf that attests that the event was accepted. Absent if the endpoint didn't ask for it (`attest_acceptance`).
+	Acceptance *Acceptance `json:"acceptance,omitempty"`
+	AcceptedAt time.Time   `json:"accepted_at"`
 
 	// BodySize Bytes.
 	BodySize int `json:"body_size"`
@@ -785,6 +835,9 @@ type Event struct {
 	ContentType string     `json:"content_type"`
 	Deliveries  []Delivery `json:"deliveries"`
 	EndpointID  string     `json:"endpoint_id"`
+
+	// Erasure Absent if nothing of the event was erased.
+	Erasure *Erasure `json:"erasure,omitempty"`
 
 	// EventType Absent if it has none.
 	EventType   *string `json:"event_type,omitempty"`
@@ -984,6 +1037,10 @@ type NewDestination struct {
 	// limit; a destination that answers slowly gets fewer than one that answers quickly.
 	MaxConcurrency *int `json:"max_concurrency,omitempty"`
 
+	// ProofToken Whether each request carries `Kapsel-Proof-Token`, with which its receiver can download the proofs of that delivery
+	// without an API key (`/api/v1/attestation/receipts`).
+	ProofToken *bool `json:"proof_token,omitempty"`
+
 	// RatePerSecond How many requests to this destination may begin in any second, from all workers together. Default: no limit.
 	// What is over a limit waits and uses up no attempt.
 	RatePerSecond *int `json:"rate_per_second,omitempty"`
@@ -1013,7 +1070,10 @@ type NewDestination struct {
 
 // NewEndpoint defines model for NewEndpoint.
 type NewEndpoint struct {
-	Destinations []NewDestination `json:"destinations"`
+	// AttestAcceptance Whether the acceptance of each webhook is attested by a leaf of its own (kind `accepted`), in the commit of the event.
+	// The 200 then carries `Kapsel-Leaf-Hash`, to which its sender can hold Kapsel; see docs/guides/acceptance.md.
+	AttestAcceptance *bool            `json:"attest_acceptance,omitempty"`
+	Destinations     []NewDestination `json:"destinations"`
 
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
@@ -1218,7 +1278,7 @@ type Proofs struct {
 
 // ProofsRequest defines model for ProofsRequest.
 type ProofsRequest struct {
-	// AttemptIds Each once.
+	// AttemptIds Each once. An event's ID stands for the leaf that attests its acceptance.
 	AttemptIds []string `json:"attempt_ids"`
 
 	// TreeSize The size of a published tree head that covers all of them. Default for each is the earliest that covers it.
@@ -1507,6 +1567,12 @@ type Log = string
 // LogQuery Example: log_01h455vb4pex5vsknk084sn02q
 type LogQuery = string
 
+// ProofFormat Example: tlog-proof
+type ProofFormat = string
+
+// ProvenID Example: da_01h455vb4pex5vsknk084sn02q
+type ProvenID = string
+
 // TreeSize defines model for TreeSize.
 type TreeSize = int64
 
@@ -1534,7 +1600,7 @@ type DownloadProofParams struct {
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
 
 	// Format `json`, the package, or `tlog-proof`, the text.
-	Format *string `form:"format,omitempty" json:"format,omitempty"`
+	Format *ProofFormat `form:"format,omitempty" json:"format,omitempty"`
 
 	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
@@ -1556,6 +1622,18 @@ type ListKeysParams struct {
 type GetProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// DownloadReceiptParams defines parameters for DownloadReceipt.
+type DownloadReceiptParams struct {
+	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
+	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
+
+	// Format `json`, the package, or `tlog-proof`, the text.
+	Format *ProofFormat `form:"format,omitempty" json:"format,omitempty"`
 
 	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
@@ -1706,6 +1784,9 @@ type AddDestinationJSONRequestBody = NewDestination
 // AddSecretJSONRequestBody defines body for AddSecret for application/json ContentType.
 type AddSecretJSONRequestBody = NewSecret
 
+// EraseEventJSONRequestBody defines body for EraseEvent for application/json ContentType.
+type EraseEventJSONRequestBody = EraseRequest
+
 // CreateRedeliveryJobJSONRequestBody defines body for CreateRedeliveryJob for application/json ContentType.
 type CreateRedeliveryJobJSONRequestBody = NewRedeliveryJob
 
@@ -1799,14 +1880,15 @@ type ClientInterface interface {
 	// DownloadProof Download the proof package of an attempt
 	//
 	// One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
-	// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+	// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased; the text is given even then, without
+	// the leaf, for whoever has kept it or its hash.
 	//
 	// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
 	// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
 	// leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 	//
 	// Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
-	DownloadProof(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+	DownloadProof(ctx context.Context, attemptID ProvenID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListKeys List all keys that a log has had, and those that its tenants' deliveries were signed with
 	//
@@ -1819,7 +1901,7 @@ type ClientInterface interface {
 	// GetProof Read the inclusion proof of an attempt
 	//
 	// Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
-	GetProof(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetProof(ctx context.Context, attemptID ProvenID, params *GetProofParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetProofsWithBody Read the inclusion proofs of up to 1,000 attempts
 	//
@@ -1842,6 +1924,23 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
 	GetProofs(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DownloadReceipt Download the proof package of an attempt as its receiver
+	//
+	// For receivers, who have no API key: `Authorization: Bearer` and the `Kapsel-Proof-Token` that came with any attempt of the delivery.
+	// It is good for the packages of that delivery and nothing else, until the destination's `proof_token` is switched off or the tenant's
+	// tokens are revoked. Whatever is wrong with the token, the delivery or the number is a 404. The token is taken from the
+	// header only: URLs end up in logs.
+	//
+	// Corresponds with GET /api/v1/attestation/receipts/{delivery_id}/{attempt_number} (the `DownloadReceipt` operationId).
+	DownloadReceipt(ctx context.Context, deliveryID DeliveryID, attemptNumber string, params *DownloadReceiptParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeProofTokens Revoke all proof tokens that were ever sent
+	//
+	// The tenant gets a new key for them. Requests that are being sent at that moment may still carry an old token, which is worthless too.
+	//
+	// Corresponds with POST /api/v1/attestation/revoke-proof-tokens (the `RevokeProofTokens` operationId).
+	RevokeProofTokens(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetTreeHead Read the newest signed tree head
 	//
@@ -2189,6 +2288,32 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v1/events/{event_id} (the `GetEvent` operationId).
 	GetEvent(ctx context.Context, eventID EventID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// EraseEventWithBody Erase an event's payload, and with `leaves` the bytes of its leaves
+	//
+	// Erased are the body and headers, the responses of its attempts, and the salts and secrets that open what its leaves commit to: a
+	// leaf says no more about the body than its size then, and nobody can compare anything with it. With `leaves` its leaves'
+	// bytes go as well. Hashes stay, so the log and every proof stay valid (docs/guides/acceptance.md says what is left).
+	// A delivery that isn't over ends as `dead` with the error `payload_erased`; a request under way is recorded without what is
+	// erased. It can't be undone. Asked again, it erases what was left.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/events/{event_id}/erase (the `EraseEvent` operationId).
+	EraseEventWithBody(ctx context.Context, eventID EventID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EraseEvent Erase an event's payload, and with `leaves` the bytes of its leaves
+	//
+	// Erased are the body and headers, the responses of its attempts, and the salts and secrets that open what its leaves commit to: a
+	// leaf says no more about the body than its size then, and nobody can compare anything with it. With `leaves` its leaves'
+	// bytes go as well. Hashes stay, so the log and every proof stay valid (docs/guides/acceptance.md says what is left).
+	// A delivery that isn't over ends as `dead` with the error `payload_erased`; a request under way is recorded without what is
+	// erased. It can't be undone. Asked again, it erases what was left.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/events/{event_id}/erase (the `EraseEvent` operationId).
+	EraseEvent(ctx context.Context, eventID EventID, body EraseEventJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetPayload Read an event's body, byte for byte
 	//
 	// Always an attachment of type `application/octet-stream`: whoever sent the webhook decides what is in it. Its own
@@ -2275,6 +2400,9 @@ type ClientInterface interface {
 	// A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 	// event that was accepted first; nothing is stored.
 	//
+	// If the endpoint says `attest_acceptance`, the event's commit holds a leaf that attests it, and the answer, that to a duplicate too,
+	// carries the leaf's hash. Its package is downloaded under the event's ID: `/api/v1/attestation/download-proof/{event_id}`.
+	//
 	// A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
 	// second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
 	//
@@ -2330,14 +2458,15 @@ func (c *Client) GetConsistencyProof(ctx context.Context, params *GetConsistency
 // DownloadProof Download the proof package of an attempt
 //
 // One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
-// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased; the text is given even then, without
+// the leaf, for whoever has kept it or its hash.
 //
 // With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
 // base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
 // leaf's hash, SHA-256(0x00 ‖ leaf). It doesn't carry how the log's key changed.
 //
 // Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
-func (c *Client) DownloadProof(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *Client) DownloadProof(ctx context.Context, attemptID ProvenID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewDownloadProofRequest(c.Server, attemptID, params)
 	if err != nil {
 		return nil, err
@@ -2370,7 +2499,7 @@ func (c *Client) ListKeys(ctx context.Context, params *ListKeysParams, reqEditor
 // GetProof Read the inclusion proof of an attempt
 //
 // Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
-func (c *Client) GetProof(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+func (c *Client) GetProof(ctx context.Context, attemptID ProvenID, params *GetProofParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetProofRequest(c.Server, attemptID, params)
 	if err != nil {
 		return nil, err
@@ -2414,6 +2543,43 @@ func (c *Client) GetProofsWithBody(ctx context.Context, contentType string, body
 // Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
 func (c *Client) GetProofs(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetProofsRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DownloadReceipt Download the proof package of an attempt as its receiver
+//
+// For receivers, who have no API key: `Authorization: Bearer` and the `Kapsel-Proof-Token` that came with any attempt of the delivery.
+// It is good for the packages of that delivery and nothing else, until the destination's `proof_token` is switched off or the tenant's
+// tokens are revoked. Whatever is wrong with the token, the delivery or the number is a 404. The token is taken from the
+// header only: URLs end up in logs.
+//
+// Corresponds with GET /api/v1/attestation/receipts/{delivery_id}/{attempt_number} (the `DownloadReceipt` operationId).
+func (c *Client) DownloadReceipt(ctx context.Context, deliveryID DeliveryID, attemptNumber string, params *DownloadReceiptParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDownloadReceiptRequest(c.Server, deliveryID, attemptNumber, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeProofTokens Revoke all proof tokens that were ever sent
+//
+// The tenant gets a new key for them. Requests that are being sent at that moment may still carry an old token, which is worthless too.
+//
+// Corresponds with POST /api/v1/attestation/revoke-proof-tokens (the `RevokeProofTokens` operationId).
+func (c *Client) RevokeProofTokens(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeProofTokensRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -3180,6 +3346,52 @@ func (c *Client) GetEvent(ctx context.Context, eventID EventID, reqEditors ...Re
 	return c.Client.Do(req)
 }
 
+// EraseEventWithBody Erase an event's payload, and with `leaves` the bytes of its leaves
+//
+// Erased are the body and headers, the responses of its attempts, and the salts and secrets that open what its leaves commit to: a
+// leaf says no more about the body than its size then, and nobody can compare anything with it. With `leaves` its leaves'
+// bytes go as well. Hashes stay, so the log and every proof stay valid (docs/guides/acceptance.md says what is left).
+// A delivery that isn't over ends as `dead` with the error `payload_erased`; a request under way is recorded without what is
+// erased. It can't be undone. Asked again, it erases what was left.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/events/{event_id}/erase (the `EraseEvent` operationId).
+func (c *Client) EraseEventWithBody(ctx context.Context, eventID EventID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEraseEventRequestWithBody(c.Server, eventID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// EraseEvent Erase an event's payload, and with `leaves` the bytes of its leaves
+//
+// Erased are the body and headers, the responses of its attempts, and the salts and secrets that open what its leaves commit to: a
+// leaf says no more about the body than its size then, and nobody can compare anything with it. With `leaves` its leaves'
+// bytes go as well. Hashes stay, so the log and every proof stay valid (docs/guides/acceptance.md says what is left).
+// A delivery that isn't over ends as `dead` with the error `payload_erased`; a request under way is recorded without what is
+// erased. It can't be undone. Asked again, it erases what was left.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/events/{event_id}/erase (the `EraseEvent` operationId).
+func (c *Client) EraseEvent(ctx context.Context, eventID EventID, body EraseEventJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEraseEventRequest(c.Server, eventID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetPayload Read an event's body, byte for byte
 //
 // Always an attachment of type `application/octet-stream`: whoever sent the webhook decides what is in it. Its own
@@ -3356,6 +3568,9 @@ func (c *Client) Handshake(ctx context.Context, endpointID EndpointID, reqEditor
 // A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 // event that was accepted first; nothing is stored.
 //
+// If the endpoint says `attest_acceptance`, the event's commit holds a leaf that attests it, and the answer, that to a duplicate too,
+// carries the leaf's hash. Its package is downloaded under the event's ID: `/api/v1/attestation/download-proof/{event_id}`.
+//
 // A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
 // second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
 //
@@ -3514,7 +3729,7 @@ func NewGetConsistencyProofRequest(server string, params *GetConsistencyProofPar
 }
 
 // NewDownloadProofRequest constructs an http.Request for the DownloadProof method
-func NewDownloadProofRequest(server string, attemptID AttemptID, params *DownloadProofParams) (*http.Request, error) {
+func NewDownloadProofRequest(server string, attemptID ProvenID, params *DownloadProofParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3680,7 +3895,7 @@ func NewListKeysRequest(server string, params *ListKeysParams) (*http.Request, e
 }
 
 // NewGetProofRequest constructs an http.Request for the GetProof method
-func NewGetProofRequest(server string, attemptID AttemptID, params *GetProofParams) (*http.Request, error) {
+func NewGetProofRequest(server string, attemptID ProvenID, params *GetProofParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3791,6 +4006,128 @@ func NewGetProofsRequestWithBody(server string, contentType string, body io.Read
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDownloadReceiptRequest constructs an http.Request for the DownloadReceipt method
+func NewDownloadReceiptRequest(server string, deliveryID DeliveryID, attemptNumber string, params *DownloadReceiptParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "delivery_id", deliveryID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "attempt_number", attemptNumber, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/attestation/receipts/%s/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.TreeSize != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "tree_size", *params.TreeSize, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRevokeProofTokensRequest constructs an http.Request for the RevokeProofTokens method
+func NewRevokeProofTokensRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/attestation/revoke-proof-tokens")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -5373,6 +5710,53 @@ func NewGetEventRequest(server string, eventID EventID) (*http.Request, error) {
 	return req, nil
 }
 
+// NewEraseEventRequest calls the generic EraseEvent builder with application/json body
+func NewEraseEventRequest(server string, eventID EventID, body EraseEventJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewEraseEventRequestWithBody(server, eventID, "application/json", bodyReader)
+}
+
+// NewEraseEventRequestWithBody constructs an http.Request for the EraseEvent method, with any body, and a specified content type
+func NewEraseEventRequestWithBody(server string, eventID EventID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "event_id", eventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/events/%s/erase", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetPayloadRequest constructs an http.Request for the GetPayload method
 func NewGetPayloadRequest(server string, eventID EventID) (*http.Request, error) {
 	var err error
@@ -5848,7 +6232,8 @@ type ClientWithResponsesInterface interface {
 	// DownloadProofWithResponse Download the proof package of an attempt
 	//
 	// One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
-	// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+	// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased; the text is given even then, without
+	// the leaf, for whoever has kept it or its hash.
 	//
 	// With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
 	// base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
@@ -5857,7 +6242,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
-	DownloadProofWithResponse(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*DownloadProofResponse, error)
+	DownloadProofWithResponse(ctx context.Context, attemptID ProvenID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*DownloadProofResponse, error)
 
 	// ListKeysWithResponse List all keys that a log has had, and those that its tenants' deliveries were signed with
 	//
@@ -5874,7 +6259,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
-	GetProofWithResponse(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*GetProofResponse, error)
+	GetProofWithResponse(ctx context.Context, attemptID ProvenID, params *GetProofParams, reqEditors ...RequestEditorFn) (*GetProofResponse, error)
 
 	// GetProofsWithBodyWithResponse Read the inclusion proofs of up to 1,000 attempts
 	//
@@ -5897,6 +6282,27 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/attestation/proofs (the `GetProofs` operationId).
 	GetProofsWithResponse(ctx context.Context, body GetProofsJSONRequestBody, reqEditors ...RequestEditorFn) (*GetProofsResponse, error)
+
+	// DownloadReceiptWithResponse Download the proof package of an attempt as its receiver
+	//
+	// For receivers, who have no API key: `Authorization: Bearer` and the `Kapsel-Proof-Token` that came with any attempt of the delivery.
+	// It is good for the packages of that delivery and nothing else, until the destination's `proof_token` is switched off or the tenant's
+	// tokens are revoked. Whatever is wrong with the token, the delivery or the number is a 404. The token is taken from the
+	// header only: URLs end up in logs.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/attestation/receipts/{delivery_id}/{attempt_number} (the `DownloadReceipt` operationId).
+	DownloadReceiptWithResponse(ctx context.Context, deliveryID DeliveryID, attemptNumber string, params *DownloadReceiptParams, reqEditors ...RequestEditorFn) (*DownloadReceiptResponse, error)
+
+	// RevokeProofTokensWithResponse Revoke all proof tokens that were ever sent
+	//
+	// The tenant gets a new key for them. Requests that are being sent at that moment may still carry an old token, which is worthless too.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/attestation/revoke-proof-tokens (the `RevokeProofTokens` operationId).
+	RevokeProofTokensWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RevokeProofTokensResponse, error)
 
 	// GetTreeHeadWithResponse Read the newest signed tree head
 	//
@@ -6294,6 +6700,32 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v1/events/{event_id} (the `GetEvent` operationId).
 	GetEventWithResponse(ctx context.Context, eventID EventID, reqEditors ...RequestEditorFn) (*GetEventResponse, error)
 
+	// EraseEventWithBodyWithResponse Erase an event's payload, and with `leaves` the bytes of its leaves
+	//
+	// Erased are the body and headers, the responses of its attempts, and the salts and secrets that open what its leaves commit to: a
+	// leaf says no more about the body than its size then, and nobody can compare anything with it. With `leaves` its leaves'
+	// bytes go as well. Hashes stay, so the log and every proof stay valid (docs/guides/acceptance.md says what is left).
+	// A delivery that isn't over ends as `dead` with the error `payload_erased`; a request under way is recorded without what is
+	// erased. It can't be undone. Asked again, it erases what was left.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/events/{event_id}/erase (the `EraseEvent` operationId).
+	EraseEventWithBodyWithResponse(ctx context.Context, eventID EventID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*EraseEventResponse, error)
+
+	// EraseEventWithResponse Erase an event's payload, and with `leaves` the bytes of its leaves
+	//
+	// Erased are the body and headers, the responses of its attempts, and the salts and secrets that open what its leaves commit to: a
+	// leaf says no more about the body than its size then, and nobody can compare anything with it. With `leaves` its leaves'
+	// bytes go as well. Hashes stay, so the log and every proof stay valid (docs/guides/acceptance.md says what is left).
+	// A delivery that isn't over ends as `dead` with the error `payload_erased`; a request under way is recorded without what is
+	// erased. It can't be undone. Asked again, it erases what was left.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/events/{event_id}/erase (the `EraseEvent` operationId).
+	EraseEventWithResponse(ctx context.Context, eventID EventID, body EraseEventJSONRequestBody, reqEditors ...RequestEditorFn) (*EraseEventResponse, error)
+
 	// GetPayloadWithResponse Read an event's body, byte for byte
 	//
 	// Always an attachment of type `application/octet-stream`: whoever sent the webhook decides what is in it. Its own
@@ -6393,6 +6825,9 @@ type ClientWithResponsesInterface interface {
 	//
 	// A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 	// event that was accepted first; nothing is stored.
+	//
+	// If the endpoint says `attest_acceptance`, the event's commit holds a leaf that attests it, and the answer, that to a duplicate too,
+	// carries the leaf's hash. Its package is downloaded under the event's ID: `/api/v1/attestation/download-proof/{event_id}`.
 	//
 	// A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
 	// second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
@@ -6956,6 +7391,172 @@ func (r GetProofsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetProofsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// DownloadReceiptResponse200Headers the declared response headers of an HTTP 200 response for DownloadReceipt
+type DownloadReceiptResponse200Headers struct {
+	ETag *string
+}
+
+// DownloadReceiptResponse202Headers the declared response headers of an HTTP 202 response for DownloadReceipt
+type DownloadReceiptResponse202Headers struct {
+	RetryAfter *int
+}
+
+// DownloadReceiptResponse503Headers the declared response headers of an HTTP 503 response for DownloadReceipt
+type DownloadReceiptResponse503Headers struct {
+	RetryAfter *int
+}
+
+type DownloadReceiptResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationVndKapselProofJSON200 the response for an HTTP 200 `application/vnd.kapsel.proof+json` response
+	ApplicationVndKapselProofJSON200 *ProofPackage
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Pending
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON410 the response for an HTTP 410 `application/problem+json` response
+	ApplicationProblemJSON410 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *DownloadReceiptResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *DownloadReceiptResponse202Headers
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *DownloadReceiptResponse503Headers
+}
+
+// GetApplicationVndKapselProofJSON200 returns the response for an HTTP 200 `application/vnd.kapsel.proof+json` response
+func (r DownloadReceiptResponse) GetApplicationVndKapselProofJSON200() *ProofPackage {
+	return r.ApplicationVndKapselProofJSON200
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r DownloadReceiptResponse) GetJSON202() *Pending {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r DownloadReceiptResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DownloadReceiptResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON410 returns the response for an HTTP 410 `application/problem+json` response
+func (r DownloadReceiptResponse) GetApplicationProblemJSON410() *Problem {
+	return r.ApplicationProblemJSON410
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r DownloadReceiptResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DownloadReceiptResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DownloadReceiptResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DownloadReceiptResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DownloadReceiptResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DownloadReceiptResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RevokeProofTokensResponse503Headers the declared response headers of an HTTP 503 response for RevokeProofTokens
+type RevokeProofTokensResponse503Headers struct {
+	RetryAfter *int
+}
+
+type RevokeProofTokensResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *RevokeProofTokensResponse503Headers
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RevokeProofTokensResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r RevokeProofTokensResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevokeProofTokensResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeProofTokensResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeProofTokensResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeProofTokensResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeProofTokensResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -9757,6 +10358,103 @@ func (r GetEventResponse) ContentType() string {
 	return ""
 }
 
+// EraseEventResponse503Headers the declared response headers of an HTTP 503 response for EraseEvent
+type EraseEventResponse503Headers struct {
+	RetryAfter *int
+}
+
+type EraseEventResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Erased
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *EraseEventResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r EraseEventResponse) GetJSON200() *Erased {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r EraseEventResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r EraseEventResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r EraseEventResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r EraseEventResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r EraseEventResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r EraseEventResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r EraseEventResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r EraseEventResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r EraseEventResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EraseEventResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r EraseEventResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetPayloadResponse503Headers the declared response headers of an HTTP 503 response for GetPayload
 type GetPayloadResponse503Headers struct {
 	RetryAfter *int
@@ -10365,6 +11063,7 @@ func (r HandshakeResponse) ContentType() string {
 // IngestResponse200Headers the declared response headers of an HTTP 200 response for Ingest
 type IngestResponse200Headers struct {
 	KapselDuplicate *string
+	KapselLeafHash  *string
 }
 
 // IngestResponse503Headers the declared response headers of an HTTP 503 response for Ingest
@@ -10581,7 +11280,8 @@ func (c *ClientWithResponses) GetConsistencyProofWithResponse(ctx context.Contex
 // DownloadProofWithResponse Download the proof package of an attempt
 //
 // One self-contained file that `kapsel-verify` checks offline. Its tree head is the earliest published one that
-// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased.
+// covers the attempt, unless `tree_size` asks for another. 410 once the leaf has been erased; the text is given even then, without
+// the leaf, for whoever has kept it or its hash.
 //
 // With `format=tlog-proof` it is the text of https://c2sp.org/tlog-proof, which tools of other projects verify. `extra` is the
 // base64 of `{"leaf":…,"salts":{…}}` in the canonical form of RFC 8785, the values as in the package; what is proved is the
@@ -10590,7 +11290,7 @@ func (c *ClientWithResponses) GetConsistencyProofWithResponse(ctx context.Contex
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/attestation/download-proof/{attempt_id} (the `DownloadProof` operationId).
-func (c *ClientWithResponses) DownloadProofWithResponse(ctx context.Context, attemptID AttemptID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*DownloadProofResponse, error) {
+func (c *ClientWithResponses) DownloadProofWithResponse(ctx context.Context, attemptID ProvenID, params *DownloadProofParams, reqEditors ...RequestEditorFn) (*DownloadProofResponse, error) {
 	rsp, err := c.DownloadProof(ctx, attemptID, params, reqEditors...)
 	if err != nil {
 		return nil, err
@@ -10619,7 +11319,7 @@ func (c *ClientWithResponses) ListKeysWithResponse(ctx context.Context, params *
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/attestation/proof/{attempt_id} (the `GetProof` operationId).
-func (c *ClientWithResponses) GetProofWithResponse(ctx context.Context, attemptID AttemptID, params *GetProofParams, reqEditors ...RequestEditorFn) (*GetProofResponse, error) {
+func (c *ClientWithResponses) GetProofWithResponse(ctx context.Context, attemptID ProvenID, params *GetProofParams, reqEditors ...RequestEditorFn) (*GetProofResponse, error) {
 	rsp, err := c.GetProof(ctx, attemptID, params, reqEditors...)
 	if err != nil {
 		return nil, err
@@ -10659,6 +11359,39 @@ func (c *ClientWithResponses) GetProofsWithResponse(ctx context.Context, body Ge
 		return nil, err
 	}
 	return ParseGetProofsResponse(rsp)
+}
+
+// DownloadReceiptWithResponse Download the proof package of an attempt as its receiver
+//
+// For receivers, who have no API key: `Authorization: Bearer` and the `Kapsel-Proof-Token` that came with any attempt of the delivery.
+// It is good for the packages of that delivery and nothing else, until the destination's `proof_token` is switched off or the tenant's
+// tokens are revoked. Whatever is wrong with the token, the delivery or the number is a 404. The token is taken from the
+// header only: URLs end up in logs.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/attestation/receipts/{delivery_id}/{attempt_number} (the `DownloadReceipt` operationId).
+func (c *ClientWithResponses) DownloadReceiptWithResponse(ctx context.Context, deliveryID DeliveryID, attemptNumber string, params *DownloadReceiptParams, reqEditors ...RequestEditorFn) (*DownloadReceiptResponse, error) {
+	rsp, err := c.DownloadReceipt(ctx, deliveryID, attemptNumber, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDownloadReceiptResponse(rsp)
+}
+
+// RevokeProofTokensWithResponse Revoke all proof tokens that were ever sent
+//
+// The tenant gets a new key for them. Requests that are being sent at that moment may still carry an old token, which is worthless too.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/attestation/revoke-proof-tokens (the `RevokeProofTokens` operationId).
+func (c *ClientWithResponses) RevokeProofTokensWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RevokeProofTokensResponse, error) {
+	rsp, err := c.RevokeProofTokens(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeProofTokensResponse(rsp)
 }
 
 // GetTreeHeadWithResponse Read the newest signed tree head
@@ -11303,6 +12036,44 @@ func (c *ClientWithResponses) GetEventWithResponse(ctx context.Context, eventID 
 	return ParseGetEventResponse(rsp)
 }
 
+// EraseEventWithBodyWithResponse Erase an event's payload, and with `leaves` the bytes of its leaves
+//
+// Erased are the body and headers, the responses of its attempts, and the salts and secrets that open what its leaves commit to: a
+// leaf says no more about the body than its size then, and nobody can compare anything with it. With `leaves` its leaves'
+// bytes go as well. Hashes stay, so the log and every proof stay valid (docs/guides/acceptance.md says what is left).
+// A delivery that isn't over ends as `dead` with the error `payload_erased`; a request under way is recorded without what is
+// erased. It can't be undone. Asked again, it erases what was left.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/events/{event_id}/erase (the `EraseEvent` operationId).
+func (c *ClientWithResponses) EraseEventWithBodyWithResponse(ctx context.Context, eventID EventID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*EraseEventResponse, error) {
+	rsp, err := c.EraseEventWithBody(ctx, eventID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEraseEventResponse(rsp)
+}
+
+// EraseEventWithResponse Erase an event's payload, and with `leaves` the bytes of its leaves
+//
+// Erased are the body and headers, the responses of its attempts, and the salts and secrets that open what its leaves commit to: a
+// leaf says no more about the body than its size then, and nobody can compare anything with it. With `leaves` its leaves'
+// bytes go as well. Hashes stay, so the log and every proof stay valid (docs/guides/acceptance.md says what is left).
+// A delivery that isn't over ends as `dead` with the error `payload_erased`; a request under way is recorded without what is
+// erased. It can't be undone. Asked again, it erases what was left.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/events/{event_id}/erase (the `EraseEvent` operationId).
+func (c *ClientWithResponses) EraseEventWithResponse(ctx context.Context, eventID EventID, body EraseEventJSONRequestBody, reqEditors ...RequestEditorFn) (*EraseEventResponse, error) {
+	rsp, err := c.EraseEvent(ctx, eventID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEraseEventResponse(rsp)
+}
+
 // GetPayloadWithResponse Read an event's body, byte for byte
 //
 // Always an attachment of type `application/octet-stream`: whoever sent the webhook decides what is in it. Its own
@@ -11456,6 +12227,9 @@ func (c *ClientWithResponses) HandshakeWithResponse(ctx context.Context, endpoin
 //
 // A duplicate (see the endpoint's `duplicates`) is answered with 200, `Kapsel-Duplicate: true` and the ID of the
 // event that was accepted first; nothing is stored.
+//
+// If the endpoint says `attest_acceptance`, the event's commit holds a leaf that attests it, and the answer, that to a duplicate too,
+// carries the leaf's hash. Its package is downloaded under the event's ID: `/api/v1/attestation/download-proof/{event_id}`.
 //
 // A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
 // second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
@@ -11996,6 +12770,169 @@ func ParseGetProofsResponse(rsp *http.Response) (*GetProofsResponse, error) {
 	switch {
 	case rsp.StatusCode == 503:
 		var headers GetProofsResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDownloadReceiptResponse parses an HTTP response from a DownloadReceiptWithResponse call
+func ParseDownloadReceiptResponse(rsp *http.Response) (*DownloadReceiptResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DownloadReceiptResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ProofPackage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationVndKapselProofJSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Pending
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 410:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON410 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/plain) unsupported
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers DownloadReceiptResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers DownloadReceiptResponse202Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers202 = &headers
+	case rsp.StatusCode == 503:
+		var headers DownloadReceiptResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRevokeProofTokensResponse parses an HTTP response from a RevokeProofTokensWithResponse call
+func ParseRevokeProofTokensResponse(rsp *http.Response) (*RevokeProofTokensResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeProofTokensResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers RevokeProofTokensResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -14531,6 +15468,94 @@ func ParseGetEventResponse(rsp *http.Response) (*GetEventResponse, error) {
 	return response, nil
 }
 
+// ParseEraseEventResponse parses an HTTP response from a EraseEventWithResponse call
+func ParseEraseEventResponse(rsp *http.Response) (*EraseEventResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EraseEventResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Erased
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers EraseEventResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseGetPayloadResponse parses an HTTP response from a GetPayloadWithResponse call
 func ParseGetPayloadResponse(rsp *http.Response) (*GetPayloadResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -15154,6 +16179,13 @@ func ParseIngestResponse(rsp *http.Response) (*IngestResponse, error) {
 				return nil, err
 			}
 			headers.KapselDuplicate = &value
+		}
+		if values := rsp.Header.Values("Kapsel-Leaf-Hash"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Kapsel-Leaf-Hash", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.KapselLeafHash = &value
 		}
 		response.Headers200 = &headers
 	case rsp.StatusCode == 503:

@@ -359,6 +359,14 @@ type APIKeyHeader struct {
 	Prefix *string `json:"prefix,omitempty"`
 }
 
+// Acceptance The leaf that attests that the event was accepted. Absent if the endpoint didn't ask for it (`attest_acceptance`).
+type Acceptance struct {
+	// LeafHash What `Kapsel-Leaf-Hash` said.
+	LeafHash   string `json:"leaf_hash"`
+	PackageURL string `json:"package_url"`
+	ProofURL   string `json:"proof_url"`
+}
+
 // Attempt One HTTP request and its outcome, or the decision to send no (more) requests.
 type Attempt struct {
 	AttemptedAt time.Time `json:"attempted_at"`
@@ -585,6 +593,7 @@ type Destination struct {
 	// MaxConcurrency Most requests under way at a time. Absent: no fixed limit.
 	MaxConcurrency *int       `json:"max_concurrency,omitempty"`
 	PausedAt       *time.Time `json:"paused_at,omitempty"`
+	ProofToken     bool       `json:"proof_token"`
 
 	// RatePerSecond Most requests that begin in a second. Absent: no limit.
 	RatePerSecond *int `json:"rate_per_second,omitempty"`
@@ -625,6 +634,9 @@ type DestinationChange struct {
 
 	// MaxConcurrency As at creation; 0: no limit.
 	MaxConcurrency *int `json:"max_concurrency,omitempty"`
+
+	// ProofToken As at creation. With false, tokens that were sent for its deliveries aren't taken any more.
+	ProofToken *bool `json:"proof_token,omitempty"`
 
 	// RatePerSecond As at creation; 0: no limit.
 	RatePerSecond *int `json:"rate_per_second,omitempty"`
@@ -697,8 +709,10 @@ type DuplicatesSource string
 
 // Endpoint defines model for Endpoint.
 type Endpoint struct {
-	CreatedAt    time.Time     `json:"created_at"`
-	Destinations []Destination `json:"destinations"`
+	// AttestAcceptance Whether the acceptance of each webhook is attested by a leaf of its own.
+	AttestAcceptance bool          `json:"attest_acceptance"`
+	CreatedAt        time.Time     `json:"created_at"`
+	Destinations     []Destination `json:"destinations"`
 
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates Duplicates `json:"duplicates"`
@@ -734,6 +748,9 @@ type Endpoint struct {
 
 // EndpointChange defines model for EndpointChange.
 type EndpointChange struct {
+	// AttestAcceptance As at creation, for what is accepted from then on (up to 2 s later by other processes of the api).
+	AttestAcceptance *bool `json:"attest_acceptance,omitempty"`
+
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
 
@@ -769,9 +786,42 @@ type EndpointPage struct {
 	NextCursor *string `json:"next_cursor,omitempty"`
 }
 
+// EraseRequest defines model for EraseRequest.
+type EraseRequest struct {
+	// Leaves Whether the bytes of the event's leaves are erased too. Their hashes stay in the log and can still be proved.
+	Leaves *bool `json:"leaves,omitempty"`
+}
+
+// Erased defines model for Erased.
+type Erased struct {
+	// ErasedAt When its payload was erased for the first time.
+	ErasedAt time.Time `json:"erased_at"`
+	EventID  string    `json:"event_id"`
+
+	// Leaves Whether the bytes of its leaves are erased, now or before.
+	Leaves bool `json:"leaves"`
+
+	// LeavesErased How many leaves, queued ones among them, had secrets or bytes that this request erased.
+	LeavesErased int64 `json:"leaves_erased"`
+
+	// ResponsesErased How many attempts had a response that this request erased.
+	ResponsesErased int64 `json:"responses_erased"`
+}
+
+// Erasure Absent if nothing of the event was erased.
+type Erasure struct {
+	// ErasedAt When its payload was.
+	ErasedAt time.Time `json:"erased_at"`
+
+	// Leaves Whether the bytes of its leaves were erased too.
+	Leaves bool `json:"leaves"`
+}
+
 // Event defines model for Event.
 type Event struct {
-	AcceptedAt time.Time `json:"accepted_at"`
+	// Acceptance The leaf that attests that the event was accepted. Absent if the endpoint didn't ask for it (`attest_acceptance`).
+	Acceptance *Acceptance `json:"acceptance,omitempty"`
+	AcceptedAt time.Time   `json:"accepted_at"`
 
 	// BodySize Bytes.
 	BodySize int `json:"body_size"`
@@ -780,6 +830,9 @@ type Event struct {
 	ContentType string     `json:"content_type"`
 	Deliveries  []Delivery `json:"deliveries"`
 	EndpointID  string     `json:"endpoint_id"`
+
+	// Erasure Absent if nothing of the event was erased.
+	Erasure *Erasure `json:"erasure,omitempty"`
 
 	// EventType Absent if it has none.
 	EventType   *string `json:"event_type,omitempty"`
@@ -979,6 +1032,10 @@ type NewDestination struct {
 	// limit; a destination that answers slowly gets fewer than one that answers quickly.
 	MaxConcurrency *int `json:"max_concurrency,omitempty"`
 
+	// ProofToken Whether each request carries `Kapsel-Proof-Token`, with which its receiver can download the proofs of that delivery
+	// without an API key (`/api/v1/attestation/receipts`).
+	ProofToken *bool `json:"proof_token,omitempty"`
+
 	// RatePerSecond How many requests to this destination may begin in any second, from all workers together. Default: no limit.
 	// What is over a limit waits and uses up no attempt.
 	RatePerSecond *int `json:"rate_per_second,omitempty"`
@@ -1008,7 +1065,10 @@ type NewDestination struct {
 
 // NewEndpoint defines model for NewEndpoint.
 type NewEndpoint struct {
-	Destinations []NewDestination `json:"destinations"`
+	// AttestAcceptance Whether the acceptance of each webhook is attested by a leaf of its own (kind `accepted`), in the commit of the event.
+	// The 200 then carries `Kapsel-Leaf-Hash`, to which its sender can hold Kapsel; see docs/guides/acceptance.md.
+	AttestAcceptance *bool            `json:"attest_acceptance,omitempty"`
+	Destinations     []NewDestination `json:"destinations"`
 
 	// Duplicates How a webhook is recognized when it comes again. An `Idempotency-Key` header comes first, except with `off`.
 	Duplicates *Duplicates `json:"duplicates,omitempty"`
@@ -1213,7 +1273,7 @@ type Proofs struct {
 
 // ProofsRequest defines model for ProofsRequest.
 type ProofsRequest struct {
-	// AttemptIds Each once.
+	// AttemptIds Each once. An event's ID stands for the leaf that attests its acceptance.
 	AttemptIds []string `json:"attempt_ids"`
 
 	// TreeSize The size of a published tree head that covers all of them. Default for each is the earliest that covers it.
@@ -1499,6 +1559,12 @@ type Limit = int
 // LogQuery Example: log_01h455vb4pex5vsknk084sn02q
 type LogQuery = string
 
+// ProofFormat Example: tlog-proof
+type ProofFormat = string
+
+// ProvenID Example: da_01h455vb4pex5vsknk084sn02q
+type ProvenID = string
+
 // TreeSize defines model for TreeSize.
 type TreeSize = int64
 
@@ -1526,7 +1592,7 @@ type DownloadProofParams struct {
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
 
 	// Format `json`, the package, or `tlog-proof`, the text.
-	Format *string `form:"format,omitempty" json:"format,omitempty"`
+	Format *ProofFormat `form:"format,omitempty" json:"format,omitempty"`
 
 	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
@@ -1548,6 +1614,18 @@ type ListKeysParams struct {
 type GetProofParams struct {
 	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
 	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
+
+	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// DownloadReceiptParams defines parameters for DownloadReceipt.
+type DownloadReceiptParams struct {
+	// TreeSize The size of a published tree head to prove against. Default: the earliest published one that covers the attempt.
+	TreeSize *TreeSize `form:"tree_size,omitempty" json:"tree_size,omitempty"`
+
+	// Format `json`, the package, or `tlog-proof`, the text.
+	Format *ProofFormat `form:"format,omitempty" json:"format,omitempty"`
 
 	// IfNoneMatch An ETag from before; 304 if the answer would be the same.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
@@ -1685,6 +1763,9 @@ type AddDestinationJSONRequestBody = NewDestination
 // AddSecretJSONRequestBody defines body for AddSecret for application/json ContentType.
 type AddSecretJSONRequestBody = NewSecret
 
+// EraseEventJSONRequestBody defines body for EraseEvent for application/json ContentType.
+type EraseEventJSONRequestBody = EraseRequest
+
 // CreateRedeliveryJobJSONRequestBody defines body for CreateRedeliveryJob for application/json ContentType.
 type CreateRedeliveryJobJSONRequestBody = NewRedeliveryJob
 
@@ -1698,16 +1779,22 @@ type ServerInterface interface {
 	GetConsistencyProof(c *gin.Context, params GetConsistencyProofParams)
 	// DownloadProof Download the proof package of an attempt
 	// (GET /api/v1/attestation/download-proof/{attempt_id})
-	DownloadProof(c *gin.Context, attemptID AttemptID, params DownloadProofParams)
+	DownloadProof(c *gin.Context, attemptID ProvenID, params DownloadProofParams)
 	// ListKeys List all keys that a log has had, and those that its tenants' deliveries were signed with
 	// (GET /api/v1/attestation/keys)
 	ListKeys(c *gin.Context, params ListKeysParams)
 	// GetProof Read the inclusion proof of an attempt
 	// (GET /api/v1/attestation/proof/{attempt_id})
-	GetProof(c *gin.Context, attemptID AttemptID, params GetProofParams)
+	GetProof(c *gin.Context, attemptID ProvenID, params GetProofParams)
 	// GetProofs Read the inclusion proofs of up to 1,000 attempts
 	// (POST /api/v1/attestation/proofs)
 	GetProofs(c *gin.Context)
+	// DownloadReceipt Download the proof package of an attempt as its receiver
+	// (GET /api/v1/attestation/receipts/{delivery_id}/{attempt_number})
+	DownloadReceipt(c *gin.Context, deliveryID DeliveryID, attemptNumber string, params DownloadReceiptParams)
+	// RevokeProofTokens Revoke all proof tokens that were ever sent
+	// (POST /api/v1/attestation/revoke-proof-tokens)
+	RevokeProofTokens(c *gin.Context)
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(c *gin.Context, params GetTreeHeadParams)
@@ -1807,6 +1894,9 @@ type ServerInterface interface {
 	// GetEvent Read an event with its deliveries and their attempts
 	// (GET /api/v1/events/{event_id})
 	GetEvent(c *gin.Context, eventID EventID)
+	// EraseEvent Erase an event's payload, and with `leaves` the bytes of its leaves
+	// (POST /api/v1/events/{event_id}/erase)
+	EraseEvent(c *gin.Context, eventID EventID)
 	// GetPayload Read an event's body, byte for byte
 	// (GET /api/v1/events/{event_id}/payload)
 	GetPayload(c *gin.Context, eventID EventID)
@@ -1935,7 +2025,7 @@ func (siw *ServerInterfaceWrapper) DownloadProof(c *gin.Context) {
 	_ = err
 
 	// ------------- Path parameter "attempt_id" -------------
-	var attemptID AttemptID
+	var attemptID ProvenID
 
 	err = runtime.BindStyledParameterWithOptions("simple", "attempt_id", c.Param("attempt_id"), &attemptID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
 	if err != nil {
@@ -2043,7 +2133,7 @@ func (siw *ServerInterfaceWrapper) GetProof(c *gin.Context) {
 	_ = err
 
 	// ------------- Path parameter "attempt_id" -------------
-	var attemptID AttemptID
+	var attemptID ProvenID
 
 	err = runtime.BindStyledParameterWithOptions("simple", "attempt_id", c.Param("attempt_id"), &attemptID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
 	if err != nil {
@@ -2104,6 +2194,93 @@ func (siw *ServerInterfaceWrapper) GetProofs(c *gin.Context) {
 	}
 
 	siw.Handler.GetProofs(c)
+}
+
+// DownloadReceipt operation middleware
+func (siw *ServerInterfaceWrapper) DownloadReceipt(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "delivery_id" -------------
+	var deliveryID DeliveryID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "delivery_id", c.Param("delivery_id"), &deliveryID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter delivery_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Path parameter "attempt_number" -------------
+	var attemptNumber string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "attempt_number", c.Param("attempt_number"), &attemptNumber, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter attempt_number: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DownloadReceiptParams
+
+	// ------------- Optional query parameter "tree_size" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "tree_size", c.Request.URL.Query(), &params.TreeSize, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter tree_size: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "format" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "format", c.Request.URL.Query(), &params.Format, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter format: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DownloadReceipt(c, deliveryID, attemptNumber, params)
+}
+
+// RevokeProofTokens operation middleware
+func (siw *ServerInterfaceWrapper) RevokeProofTokens(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.RevokeProofTokens(c)
 }
 
 // GetTreeHead operation middleware
@@ -3151,6 +3328,31 @@ func (siw *ServerInterfaceWrapper) GetEvent(c *gin.Context) {
 	siw.Handler.GetEvent(c, eventID)
 }
 
+// EraseEvent operation middleware
+func (siw *ServerInterfaceWrapper) EraseEvent(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "event_id" -------------
+	var eventID EventID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "event_id", c.Param("event_id"), &eventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter event_id: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.EraseEvent(c, eventID)
+}
+
 // GetPayload operation middleware
 func (siw *ServerInterfaceWrapper) GetPayload(c *gin.Context) {
 
@@ -3381,6 +3583,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/events", wrapper.ListEvents)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id", wrapper.GetEvent)
 	router.GET(options.BaseURL+"/api/v1/events/:event_id/payload", wrapper.GetPayload)
+	router.POST(options.BaseURL+"/api/v1/events/:event_id/erase", wrapper.EraseEvent)
 	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/cancel", wrapper.CancelDelivery)
 	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/retry-now", wrapper.RetryDeliveryNow)
 	router.POST(options.BaseURL+"/api/v1/deliveries/:delivery_id/redeliver", wrapper.Redeliver)
@@ -3396,6 +3599,8 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/attestation/proof/:attempt_id", wrapper.GetProof)
 	router.POST(options.BaseURL+"/api/v1/attestation/proofs", wrapper.GetProofs)
 	router.GET(options.BaseURL+"/api/v1/attestation/download-proof/:attempt_id", wrapper.DownloadProof)
+	router.GET(options.BaseURL+"/api/v1/attestation/receipts/:delivery_id/:attempt_number", wrapper.DownloadReceipt)
+	router.POST(options.BaseURL+"/api/v1/attestation/revoke-proof-tokens", wrapper.RevokeProofTokens)
 	router.GET(options.BaseURL+"/api/v1/attestation/consistency-proof", wrapper.GetConsistencyProof)
 	router.GET(options.BaseURL+"/api/v1/attestation/keys", wrapper.ListKeys)
 	router.GET(options.BaseURL+"/health/live", wrapper.GetLive)
@@ -3617,7 +3822,7 @@ func (response GetConsistencyProofdefaultApplicationProblemPlusJSONResponse) Vis
 }
 
 type DownloadProofRequestObject struct {
-	AttemptID AttemptID `json:"attempt_id"`
+	AttemptID ProvenID `json:"attempt_id"`
 	Params    DownloadProofParams
 }
 
@@ -3874,7 +4079,7 @@ func (response ListKeysdefaultApplicationProblemPlusJSONResponse) VisitListKeysR
 }
 
 type GetProofRequestObject struct {
-	AttemptID AttemptID `json:"attempt_id"`
+	AttemptID ProvenID `json:"attempt_id"`
 	Params    GetProofParams
 }
 
@@ -4130,6 +4335,229 @@ type GetProofsdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetProofsdefaultApplicationProblemPlusJSONResponse) VisitGetProofsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadReceiptRequestObject struct {
+	DeliveryID    DeliveryID `json:"delivery_id"`
+	AttemptNumber string     `json:"attempt_number"`
+	Params        DownloadReceiptParams
+}
+
+type DownloadReceiptResponseObject interface {
+	VisitDownloadReceiptResponse(w http.ResponseWriter) error
+}
+
+type DownloadReceipt200ResponseHeaders struct {
+	ETag *string
+}
+
+type DownloadReceipt200ApplicationVndKapselProofPlusJSONResponse struct {
+	Body    ProofPackage
+	Headers DownloadReceipt200ResponseHeaders
+}
+
+func (response DownloadReceipt200ApplicationVndKapselProofPlusJSONResponse) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/vnd.kapsel.proof+json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadReceipt200TextResponse struct {
+	Body    string
+	Headers DownloadReceipt200ResponseHeaders
+}
+
+func (response DownloadReceipt200TextResponse) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+
+	_, err := w.Write([]byte(fmt.Sprint(response.Body)))
+	return err
+}
+
+type DownloadReceipt202JSONResponse struct{ PendingJSONResponse }
+
+func (response DownloadReceipt202JSONResponse) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadReceipt304Response struct {
+}
+
+func (response DownloadReceipt304Response) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
+}
+
+type DownloadReceipt400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response DownloadReceipt400ApplicationProblemPlusJSONResponse) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadReceipt404ApplicationProblemPlusJSONResponse Problem
+
+func (response DownloadReceipt404ApplicationProblemPlusJSONResponse) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadReceipt410ApplicationProblemPlusJSONResponse Problem
+
+func (response DownloadReceipt410ApplicationProblemPlusJSONResponse) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(410)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadReceipt503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response DownloadReceipt503ApplicationProblemPlusJSONResponse) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DownloadReceiptdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DownloadReceiptdefaultApplicationProblemPlusJSONResponse) VisitDownloadReceiptResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeProofTokensRequestObject struct {
+}
+
+type RevokeProofTokensResponseObject interface {
+	VisitRevokeProofTokensResponse(w http.ResponseWriter) error
+}
+
+type RevokeProofTokens204Response struct {
+}
+
+func (response RevokeProofTokens204Response) VisitRevokeProofTokensResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type RevokeProofTokens401ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeProofTokens401ApplicationProblemPlusJSONResponse) VisitRevokeProofTokensResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeProofTokens503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response RevokeProofTokens503ApplicationProblemPlusJSONResponse) VisitRevokeProofTokensResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeProofTokensdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RevokeProofTokensdefaultApplicationProblemPlusJSONResponse) VisitRevokeProofTokensResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -7682,6 +8110,137 @@ func (response GetEventdefaultApplicationProblemPlusJSONResponse) VisitGetEventR
 	return err
 }
 
+type EraseEventRequestObject struct {
+	EventID EventID `json:"event_id"`
+	Body    *EraseEventJSONRequestBody
+}
+
+type EraseEventResponseObject interface {
+	VisitEraseEventResponse(w http.ResponseWriter) error
+}
+
+type EraseEvent200JSONResponse Erased
+
+func (response EraseEvent200JSONResponse) VisitEraseEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EraseEvent400ApplicationProblemPlusJSONResponse struct {
+	ProblemApplicationProblemPlusJSONResponse
+}
+
+func (response EraseEvent400ApplicationProblemPlusJSONResponse) VisitEraseEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EraseEvent401ApplicationProblemPlusJSONResponse Problem
+
+func (response EraseEvent401ApplicationProblemPlusJSONResponse) VisitEraseEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EraseEvent404ApplicationProblemPlusJSONResponse Problem
+
+func (response EraseEvent404ApplicationProblemPlusJSONResponse) VisitEraseEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EraseEvent413ApplicationProblemPlusJSONResponse Problem
+
+func (response EraseEvent413ApplicationProblemPlusJSONResponse) VisitEraseEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EraseEvent422ApplicationProblemPlusJSONResponse Problem
+
+func (response EraseEvent422ApplicationProblemPlusJSONResponse) VisitEraseEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EraseEvent503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response EraseEvent503ApplicationProblemPlusJSONResponse) VisitEraseEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EraseEventdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response EraseEventdefaultApplicationProblemPlusJSONResponse) VisitEraseEventResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetPayloadRequestObject struct {
 	EventID EventID `json:"event_id"`
 }
@@ -8308,6 +8867,12 @@ type StrictServerInterface interface {
 	// GetProofs Read the inclusion proofs of up to 1,000 attempts
 	// (POST /api/v1/attestation/proofs)
 	GetProofs(ctx context.Context, request GetProofsRequestObject) (GetProofsResponseObject, error)
+	// DownloadReceipt Download the proof package of an attempt as its receiver
+	// (GET /api/v1/attestation/receipts/{delivery_id}/{attempt_number})
+	DownloadReceipt(ctx context.Context, request DownloadReceiptRequestObject) (DownloadReceiptResponseObject, error)
+	// RevokeProofTokens Revoke all proof tokens that were ever sent
+	// (POST /api/v1/attestation/revoke-proof-tokens)
+	RevokeProofTokens(ctx context.Context, request RevokeProofTokensRequestObject) (RevokeProofTokensResponseObject, error)
 	// GetTreeHead Read the newest signed tree head
 	// (GET /api/v1/attestation/sth)
 	GetTreeHead(ctx context.Context, request GetTreeHeadRequestObject) (GetTreeHeadResponseObject, error)
@@ -8407,6 +8972,9 @@ type StrictServerInterface interface {
 	// GetEvent Read an event with its deliveries and their attempts
 	// (GET /api/v1/events/{event_id})
 	GetEvent(ctx context.Context, request GetEventRequestObject) (GetEventResponseObject, error)
+	// EraseEvent Erase an event's payload, and with `leaves` the bytes of its leaves
+	// (POST /api/v1/events/{event_id}/erase)
+	EraseEvent(ctx context.Context, request EraseEventRequestObject) (EraseEventResponseObject, error)
 	// GetPayload Read an event's body, byte for byte
 	// (GET /api/v1/events/{event_id}/payload)
 	GetPayload(ctx context.Context, request GetPayloadRequestObject) (GetPayloadResponseObject, error)
@@ -8540,7 +9108,7 @@ func (sh *strictHandler) GetConsistencyProof(ctx *gin.Context, params GetConsist
 }
 
 // DownloadProof operation middleware
-func (sh *strictHandler) DownloadProof(ctx *gin.Context, attemptID AttemptID, params DownloadProofParams) {
+func (sh *strictHandler) DownloadProof(ctx *gin.Context, attemptID ProvenID, params DownloadProofParams) {
 	var request DownloadProofRequestObject
 
 	request.AttemptID = attemptID
@@ -8593,7 +9161,7 @@ func (sh *strictHandler) ListKeys(ctx *gin.Context, params ListKeysParams) {
 }
 
 // GetProof operation middleware
-func (sh *strictHandler) GetProof(ctx *gin.Context, attemptID AttemptID, params GetProofParams) {
+func (sh *strictHandler) GetProof(ctx *gin.Context, attemptID ProvenID, params GetProofParams) {
 	var request GetProofRequestObject
 
 	request.AttemptID = attemptID
@@ -8654,6 +9222,58 @@ func (sh *strictHandler) GetProofs(ctx *gin.Context) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetProofsResponseObject); ok {
 		if err := validResponse.VisitGetProofsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DownloadReceipt operation middleware
+func (sh *strictHandler) DownloadReceipt(ctx *gin.Context, deliveryID DeliveryID, attemptNumber string, params DownloadReceiptParams) {
+	var request DownloadReceiptRequestObject
+
+	request.DeliveryID = deliveryID
+	request.AttemptNumber = attemptNumber
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DownloadReceipt(ctx, request.(DownloadReceiptRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DownloadReceipt")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DownloadReceiptResponseObject); ok {
+		if err := validResponse.VisitDownloadReceiptResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RevokeProofTokens operation middleware
+func (sh *strictHandler) RevokeProofTokens(ctx *gin.Context) {
+	var request RevokeProofTokensRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RevokeProofTokens(ctx, request.(RevokeProofTokensRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RevokeProofTokens")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(RevokeProofTokensResponseObject); ok {
+		if err := validResponse.VisitRevokeProofTokensResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
@@ -9658,6 +10278,50 @@ func (sh *strictHandler) GetEvent(ctx *gin.Context, eventID EventID) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetEventResponseObject); ok {
 		if err := validResponse.VisitGetEventResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// EraseEvent operation middleware
+func (sh *strictHandler) EraseEvent(ctx *gin.Context, eventID EventID) {
+	var request EraseEventRequestObject
+
+	request.EventID = eventID
+
+	var body EraseEventJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.EraseEvent(ctx, request.(EraseEventRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "EraseEvent")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(EraseEventResponseObject); ok {
+		if err := validResponse.VisitEraseEventResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -12,18 +12,6 @@ import (
 	"github.com/google/uuid"
 )
 
-const attemptAge = `-- name: AttemptAge :one
-select greatest(extract(epoch from now() - a.recorded_at), 0)::double precision as seconds from attempts a where a.id = $1
-`
-
-// For how many seconds an attempt has waited for its leaf to be published.
-func (q *Queries) AttemptAge(ctx context.Context, id uuid.UUID) (float64, error) {
-	row := q.db.QueryRow(ctx, attemptAge, id)
-	var seconds float64
-	err := row.Scan(&seconds)
-	return seconds, err
-}
-
 const firstSignedHeadAbove = `-- name: FirstSignedHeadAbove :one
 select h.tree_size, h."timestamp", h.root_hash, h.key_id, h.signature, h.checkpoint
 from signed_tree_heads h

@@ -188,7 +188,8 @@ update destinations set url = $2, secret_path = $3, timeout_ms = coalesce($4, ti
     schedule = coalesce($5, schedule), headers = coalesce($6, headers),
     circuit = coalesce($7, circuit), filter = nullif(coalesce($8::jsonb, filter), '{}'),
     max_concurrency = nullif(coalesce($9::int, max_concurrency), 0),
-    rate_per_second = nullif(coalesce($10::int, rate_per_second), 0), updated_at = now()
+    rate_per_second = nullif(coalesce($10::int, rate_per_second), 0),
+    proof_token = coalesce($11, proof_token), updated_at = now()
 where id = $1
 `
 
@@ -203,6 +204,7 @@ type UpdateDestinationParams struct {
 	Filter         json.RawMessage
 	MaxConcurrency *int32
 	RatePerSecond  *int32
+	ProofToken     *bool
 }
 
 func (q *Queries) UpdateDestination(ctx context.Context, arg UpdateDestinationParams) error {
@@ -217,6 +219,7 @@ func (q *Queries) UpdateDestination(ctx context.Context, arg UpdateDestinationPa
 		arg.Filter,
 		arg.MaxConcurrency,
 		arg.RatePerSecond,
+		arg.ProofToken,
 	)
 	return err
 }

@@ -51,7 +51,7 @@ func (q *Queries) DestinationsForIngest(ctx context.Context, endpointID uuid.UUI
 const endpointForIngest = `-- name: EndpointForIngest :one
 
 select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.ordering, e.event_type, e.record_skipped,
-    e.operational,
+    e.operational, e.attest_acceptance,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
     array(select coalesce((extract(epoch from s.expires_at) * 1000)::bigint, 0) from endpoint_secrets s
@@ -63,18 +63,19 @@ where e.id = $1 and e.deleted_at is null and t.deleted_at is null
 `
 
 type EndpointForIngestRow struct {
-	ID             uuid.UUID
-	TenantID       uuid.UUID
-	LogID          uuid.UUID
-	Origin         string
-	Verification   json.RawMessage
-	Duplicates     json.RawMessage
-	Ordering       json.RawMessage
-	EventType      json.RawMessage
-	RecordSkipped  bool
-	Operational    bool
-	Secrets        [][]byte
-	SecretExpiries []int64
+	ID               uuid.UUID
+	TenantID         uuid.UUID
+	LogID            uuid.UUID
+	Origin           string
+	Verification     json.RawMessage
+	Duplicates       json.RawMessage
+	Ordering         json.RawMessage
+	EventType        json.RawMessage
+	RecordSkipped    bool
+	Operational      bool
+	AttestAcceptance bool
+	Secrets          [][]byte
+	SecretExpiries   []int64
 }
 
 // Read by role kapsel_engine on the way in.
@@ -93,6 +94,7 @@ func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (Endpoint
 		&i.EventType,
 		&i.RecordSkipped,
 		&i.Operational,
+		&i.AttestAcceptance,
 		&i.Secrets,
 		&i.SecretExpiries,
 	)

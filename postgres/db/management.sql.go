@@ -175,7 +175,7 @@ func (q *Queries) DeliveryExists(ctx context.Context, id uuid.UUID) (uuid.UUID, 
 const destinationsOf = `-- name: DestinationsOf :many
 select d.id, d.endpoint_id, d.url, d.secret_path, d.timeout_ms, d.schedule, d.filter,
     array(select h from jsonb_object_keys(d.headers) h order by h)::text[] as header_names,
-    d.max_concurrency, d.rate_per_second, d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
+    d.max_concurrency, d.rate_per_second, d.proof_token, d.paused_at, d.disabled_at, d.disabled_reason, d.created_at,
     d.circuit, coalesce(c.state, 'closed') as circuit_state, c.opened_at, c.probe_until, c.failing_since, c.failed_at
 from destinations d
 left join circuits c on c.destination_id = d.id
@@ -194,6 +194,7 @@ type DestinationsOfRow struct {
 	HeaderNames    []string
 	MaxConcurrency *int32
 	RatePerSecond  *int32
+	ProofToken     bool
 	PausedAt       *time.Time
 	DisabledAt     *time.Time
 	DisabledReason *string
@@ -226,6 +227,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 			&i.HeaderNames,
 			&i.MaxConcurrency,
 			&i.RatePerSecond,
+			&i.ProofToken,
 			&i.PausedAt,
 			&i.DisabledAt,
 			&i.DisabledReason,
@@ -248,7 +250,7 @@ func (q *Queries) DestinationsOf(ctx context.Context, endpoints []uuid.UUID) ([]
 }
 
 const getEndpoint = `-- name: GetEndpoint :one
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.attest_acceptance, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -256,17 +258,18 @@ where e.id = $1 and e.deleted_at is null
 `
 
 type GetEndpointRow struct {
-	ID            uuid.UUID
-	Name          string
-	Verification  json.RawMessage
-	Duplicates    json.RawMessage
-	Lane          string
-	Ordering      json.RawMessage
-	EventType     json.RawMessage
-	RecordSkipped bool
-	Operational   bool
-	CreatedAt     time.Time
-	SecretCount   int64
+	ID               uuid.UUID
+	Name             string
+	Verification     json.RawMessage
+	Duplicates       json.RawMessage
+	Lane             string
+	Ordering         json.RawMessage
+	EventType        json.RawMessage
+	RecordSkipped    bool
+	Operational      bool
+	AttestAcceptance bool
+	CreatedAt        time.Time
+	SecretCount      int64
 }
 
 func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow, error) {
@@ -282,6 +285,7 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 		&i.EventType,
 		&i.RecordSkipped,
 		&i.Operational,
+		&i.AttestAcceptance,
 		&i.CreatedAt,
 		&i.SecretCount,
 	)
@@ -289,17 +293,23 @@ func (q *Queries) GetEndpoint(ctx context.Context, id uuid.UUID) (GetEndpointRow
 }
 
 const getEvent = `-- name: GetEvent :one
-select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash from events e where e.id = $1
+select e.id, e.endpoint_id, e.accepted_at, e.content_type, e.event_type, e.body_size, e.payload_hash, e.leaf_hash,
+    x.erased_at, x.leaves as leaves_erased
+from events e left join erasures x on x.event_id = e.id
+where e.id = $1
 `
 
 type GetEventRow struct {
-	ID          uuid.UUID
-	EndpointID  uuid.UUID
-	AcceptedAt  time.Time
-	ContentType string
-	EventType   *string
-	BodySize    int32
-	PayloadHash []byte
+	ID           uuid.UUID
+	EndpointID   uuid.UUID
+	AcceptedAt   time.Time
+	ContentType  string
+	EventType    *string
+	BodySize     int32
+	PayloadHash  []byte
+	LeafHash     []byte
+	ErasedAt     *time.Time
+	LeavesErased *bool
 }
 
 func (q *Queries) GetEvent(ctx context.Context, id uuid.UUID) (GetEventRow, error) {
@@ -313,6 +323,9 @@ func (q *Queries) GetEvent(ctx context.Context, id uuid.UUID) (GetEventRow, erro
 		&i.EventType,
 		&i.BodySize,
 		&i.PayloadHash,
+		&i.LeafHash,
+		&i.ErasedAt,
+		&i.LeavesErased,
 	)
 	return i, err
 }
@@ -335,8 +348,8 @@ func (q *Queries) GetPayload(ctx context.Context, id uuid.UUID) (GetPayloadRow, 
 }
 
 const insertDestination = `-- name: InsertDestination :one
-insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit, max_concurrency, rate_per_second, filter)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+insert into destinations (id, tenant_id, endpoint_id, url, secret_path, timeout_ms, schedule, headers, circuit, max_concurrency, rate_per_second, filter, proof_token)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 returning created_at
 `
 
@@ -353,6 +366,7 @@ type InsertDestinationParams struct {
 	MaxConcurrency *int32
 	RatePerSecond  *int32
 	Filter         json.RawMessage
+	ProofToken     bool
 }
 
 func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationParams) (time.Time, error) {
@@ -369,6 +383,7 @@ func (q *Queries) InsertDestination(ctx context.Context, arg InsertDestinationPa
 		arg.MaxConcurrency,
 		arg.RatePerSecond,
 		arg.Filter,
+		arg.ProofToken,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -390,22 +405,23 @@ func (q *Queries) InsertDestinationSecret(ctx context.Context, iD uuid.UUID, des
 }
 
 const insertEndpoint = `-- name: InsertEndpoint :one
-insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, event_type, record_skipped, operational)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+insert into endpoints (id, tenant_id, name, verification, duplicates, lane, ordering, event_type, record_skipped, operational, attest_acceptance)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 returning created_at
 `
 
 type InsertEndpointParams struct {
-	ID            uuid.UUID
-	TenantID      uuid.UUID
-	Name          string
-	Verification  json.RawMessage
-	Duplicates    json.RawMessage
-	Lane          string
-	Ordering      json.RawMessage
-	EventType     json.RawMessage
-	RecordSkipped bool
-	Operational   bool
+	ID               uuid.UUID
+	TenantID         uuid.UUID
+	Name             string
+	Verification     json.RawMessage
+	Duplicates       json.RawMessage
+	Lane             string
+	Ordering         json.RawMessage
+	EventType        json.RawMessage
+	RecordSkipped    bool
+	Operational      bool
+	AttestAcceptance bool
 }
 
 func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) (time.Time, error) {
@@ -420,6 +436,7 @@ func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) 
 		arg.EventType,
 		arg.RecordSkipped,
 		arg.Operational,
+		arg.AttestAcceptance,
 	)
 	var created_at time.Time
 	err := row.Scan(&created_at)
@@ -441,7 +458,7 @@ func (q *Queries) InsertEndpointSecret(ctx context.Context, iD uuid.UUID, endpoi
 }
 
 const listEndpoints = `-- name: ListEndpoints :many
-select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.created_at,
+select e.id, e.name, e.verification, e.duplicates, e.lane, e.ordering, e.event_type, e.record_skipped, e.operational, e.attest_acceptance, e.created_at,
     (select count(*) from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now())) as secret_count
 from endpoints e
@@ -451,17 +468,18 @@ limit $2
 `
 
 type ListEndpointsRow struct {
-	ID            uuid.UUID
-	Name          string
-	Verification  json.RawMessage
-	Duplicates    json.RawMessage
-	Lane          string
-	Ordering      json.RawMessage
-	EventType     json.RawMessage
-	RecordSkipped bool
-	Operational   bool
-	CreatedAt     time.Time
-	SecretCount   int64
+	ID               uuid.UUID
+	Name             string
+	Verification     json.RawMessage
+	Duplicates       json.RawMessage
+	Lane             string
+	Ordering         json.RawMessage
+	EventType        json.RawMessage
+	RecordSkipped    bool
+	Operational      bool
+	AttestAcceptance bool
+	CreatedAt        time.Time
+	SecretCount      int64
 }
 
 func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows int32) ([]ListEndpointsRow, error) {
@@ -483,6 +501,7 @@ func (q *Queries) ListEndpoints(ctx context.Context, before uuid.UUID, maxRows i
 			&i.EventType,
 			&i.RecordSkipped,
 			&i.Operational,
+			&i.AttestAcceptance,
 			&i.CreatedAt,
 			&i.SecretCount,
 		); err != nil {

@@ -121,6 +121,8 @@ type Delivery struct {
 	FinishedAt      *time.Time
 	// why the filter could not be asked, so that the event was taken to match
 	FilterError *string
+	// what of its event was erased while it was pending: payload, or its leaves too
+	Erased *string
 }
 
 type DeliveryCommand struct {
@@ -163,6 +165,7 @@ type Destination struct {
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
 	DeletedAt      *time.Time
+	ProofToken     bool
 }
 
 type DestinationKey struct {
@@ -208,10 +211,11 @@ type Endpoint struct {
 	UpdatedAt    time.Time
 	DeletedAt    *time.Time
 	// where the type of an event comes from: webhook.EventTypePolicy
-	EventType     json.RawMessage
-	RecordSkipped bool
-	Ordering      json.RawMessage
-	Operational   bool
+	EventType        json.RawMessage
+	RecordSkipped    bool
+	Ordering         json.RawMessage
+	Operational      bool
+	AttestAcceptance bool
 }
 
 type EndpointSecret struct {
@@ -221,6 +225,13 @@ type EndpointSecret struct {
 	Secret     []byte
 	CreatedAt  time.Time
 	ExpiresAt  *time.Time
+}
+
+type Erasure struct {
+	EventID  uuid.UUID
+	TenantID uuid.UUID
+	Leaves   bool
+	ErasedAt time.Time
 }
 
 type Event struct {
@@ -234,6 +245,8 @@ type Event struct {
 	PayloadHash  []byte
 	DuplicateKey []byte
 	EventType    *string
+	// of the leaf that attests its acceptance; null: there is none
+	LeafHash []byte
 }
 
 type EventPayload struct {
@@ -271,6 +284,8 @@ type LeafQueue struct {
 	Leaf      []byte
 	Secrets   []byte
 	QueuedAt  time.Time
+	// only its hash is to be kept once it has its place in the log
+	Erased bool
 }
 
 type Log struct {
@@ -395,6 +410,8 @@ type Tenant struct {
 	LogID     uuid.UUID
 	CreatedAt time.Time
 	DeletedAt *time.Time
+	// proof tokens are its HMACs of delivery IDs
+	ProofKey []byte
 }
 
 type TreeRoot struct {

@@ -129,19 +129,21 @@ update endpoints set
     ordering = coalesce($5, ordering),
     event_type = coalesce($6, event_type),
     record_skipped = coalesce($7, record_skipped),
+    attest_acceptance = coalesce($8, attest_acceptance),
     updated_at = now()
-where id = $8
+where id = $9
 `
 
 type UpdateEndpointParams struct {
-	Name          *string
-	Verification  json.RawMessage
-	Duplicates    json.RawMessage
-	Lane          *string
-	Ordering      json.RawMessage
-	EventType     json.RawMessage
-	RecordSkipped *bool
-	ID            uuid.UUID
+	Name             *string
+	Verification     json.RawMessage
+	Duplicates       json.RawMessage
+	Lane             *string
+	Ordering         json.RawMessage
+	EventType        json.RawMessage
+	RecordSkipped    *bool
+	AttestAcceptance *bool
+	ID               uuid.UUID
 }
 
 // What is null stays as it is.
@@ -154,6 +156,7 @@ func (q *Queries) UpdateEndpoint(ctx context.Context, arg UpdateEndpointParams) 
 		arg.Ordering,
 		arg.EventType,
 		arg.RecordSkipped,
+		arg.AttestAcceptance,
 		arg.ID,
 	)
 	return err

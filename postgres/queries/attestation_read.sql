@@ -49,10 +49,6 @@ where a.attempt_id = $1;
 -- Not joined with the place: an index that is known when the statement is planned leaves one partition to plan for.
 select m.leaf_hash, m.leaf, m.secrets from merkle_leaves m where m.log_id = $1 and m.leaf_index = $2;
 
--- name: AttemptAge :one
--- For how many seconds an attempt has waited for its leaf to be published.
-select greatest(extract(epoch from now() - a.recorded_at), 0)::double precision as seconds from attempts a where a.id = $1;
-
 -- name: PublishedTransitions :many
 -- The changes of a log's key that a published head covers, oldest first. The note is the leaf with the index tree_size.
 select t.tree_size, t.new_key_id, t.note

@@ -11,7 +11,8 @@ update destinations set url = $2, secret_path = $3, timeout_ms = coalesce(sqlc.n
     schedule = coalesce(sqlc.narg(schedule), schedule), headers = coalesce(sqlc.narg(headers), headers),
     circuit = coalesce(sqlc.narg(circuit), circuit), filter = nullif(coalesce(sqlc.narg(filter)::jsonb, filter), '{}'),
     max_concurrency = nullif(coalesce(sqlc.narg(max_concurrency)::int, max_concurrency), 0),
-    rate_per_second = nullif(coalesce(sqlc.narg(rate_per_second)::int, rate_per_second), 0), updated_at = now()
+    rate_per_second = nullif(coalesce(sqlc.narg(rate_per_second)::int, rate_per_second), 0),
+    proof_token = coalesce(sqlc.narg(proof_token), proof_token), updated_at = now()
 where id = $1;
 
 -- name: PauseDestination :execrows

@@ -3,7 +3,7 @@
 -- name: EndpointForIngest :one
 -- The secrets that are valid, oldest first, and when each expires: in Unix milliseconds, 0 for never.
 select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.ordering, e.event_type, e.record_skipped,
-    e.operational,
+    e.operational, e.attest_acceptance,
     array(select s.secret from endpoint_secrets s
         where s.endpoint_id = e.id and (s.expires_at is null or s.expires_at > now()) order by s.id)::bytea[] as secrets,
     array(select coalesce((extract(epoch from s.expires_at) * 1000)::bigint, 0) from endpoint_secrets s

@@ -20,6 +20,7 @@ update endpoints set
     ordering = coalesce(sqlc.narg(ordering), ordering),
     event_type = coalesce(sqlc.narg(event_type), event_type),
     record_skipped = coalesce(sqlc.narg(record_skipped), record_skipped),
+    attest_acceptance = coalesce(sqlc.narg(attest_acceptance), attest_acceptance),
     updated_at = now()
 where id = sqlc.arg(id);
 

@@ -24,7 +24,7 @@ Other commands, each with a --help of its own:
   evidence            judge what a monitor kept of a log that did
 
 What you have:
-  --proof FILE        the proof package
+  --proof FILE        the proof package, or a proof as text (c2sp.org/tlog-proof@v1)
 
 What you trust (get it from Kapsel's operator, not out of the package):
   --public-key HEX    the log's Ed25519 key, 64 hex digits
@@ -38,6 +38,9 @@ What you hold, to be compared with what was recorded:
   --response FILE     the receiver's response body
   --url URL           the full URL that it was sent to
   --attempt ID  --delivery ID  --event ID  --tenant ID
+  --leaf FILE         the leaf's exact bytes, if you kept them
+  --leaf-hash HEX     its hash, such as the Kapsel-Leaf-Hash that you were answered; of a leaf that was erased one of
+                      both is all that a proof as text can be checked with
 
 Output:
   --json              one JSON object instead of text
@@ -48,6 +51,7 @@ Exit status: 0 the proof holds, 1 it is rejected, 2 the arguments can't be used.
 Examples:
   kapsel-verify --proof proof.json --public-key 3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29
   kapsel-verify --proof proof.json --public-key "$(cat kapsel.pub)" --payload body.json --url 'https://example.com/webhook?v=2'
+  kapsel-verify --proof evt_….proof.json --vkey "$(cat vkey)" --payload sent.json --leaf-hash 2184664f27c58057850bf2508d1523511e1fa531c40b92db5e376eed0115c599
 `
 
 // maxHeld bounds files that are compared: far more than Kapsel accepts as a webhook.
@@ -68,6 +72,8 @@ func parseArguments(args []string) (arguments, error) {
 	proof := fs.String("proof", "", "")
 	fs.BoolVar(&in.json, "json", false, "")
 	fs.Func("response", "", func(s string) (err error) { o.Response, err = heldFile(s); return err })
+	fs.Func("leaf", "", func(s string) (err error) { o.Leaf, err = heldFile(s); return err })
+	fs.Func("leaf-hash", "", func(s string) (err error) { o.LeafHash, err = leafHash(s); return err })
 	fs.Func("attempt", "", func(s string) error { o.Attempt = &s; return nil })
 	if err := fs.Parse(args); err != nil {
 		return in, err
@@ -142,6 +148,14 @@ func publicKey(s string) ([]byte, error) {
 		return nil, errors.New("want 64 hex digits")
 	}
 	return key, verify.CheckPublicKey(key)
+}
+
+func leafHash(s string) (*[]byte, error) {
+	hash, err := hex.DecodeString(s)
+	if err != nil || len(hash) != verify.HashSize {
+		return nil, errors.New("want 64 hex digits")
+	}
+	return &hash, nil
 }
 
 func heldFile(path string) (*[]byte, error) {

@@ -45,7 +45,11 @@ func runPackage(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return unusable(err, usage, "kapsel-verify", stdout, stderr)
 	}
-	result, err := verify.Package(in.proof, in.options)
+	check := verify.Package
+	if verify.IsTLogProof(in.proof) {
+		check = verify.TLog
+	}
+	result, err := check(in.proof, in.options)
 	if errors.Is(err, verify.ErrOptions) {
 		return unusable(err, usage, "kapsel-verify", stdout, stderr)
 	}

@@ -21,13 +21,11 @@ func Text(r *verify.Result) string {
 		b.WriteString(Printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 	line("Proof verified successfully!")
-	if r.Delivered() {
-		line("  Webhook delivered to %s", r.Leaf.EndpointURL)
-	} else {
-		line("  Webhook NOT delivered to %s: %s/%s", r.Leaf.EndpointURL, r.Leaf.Kind, r.Leaf.Outcome)
+	line("  %s", whatHappened(r))
+	if r.Leaf != nil {
+		line("  Timestamp: %s", r.Leaf.Time().Format(time.RFC3339))
+		line("  HTTP status: %s", Status(r.Leaf))
 	}
-	line("  Timestamp: %s", r.Leaf.Time().Format(time.RFC3339))
-	line("  HTTP status: %s", Status(r.Leaf))
 	line("  Cryptographically signed by Kapsel (Ed25519)")
 	if !r.OriginBound {
 		line("  origin: not bound to a log that you named (--origin or --vkey)")
@@ -40,6 +38,20 @@ func Text(r *verify.Result) string {
 		line("  warning: %s", w)
 	}
 	return b.String()
+}
+
+// whatHappened is the line that people look for. Only a delivered attempt says that something was delivered.
+func whatHappened(r *verify.Result) string {
+	switch l := r.Leaf; {
+	case l == nil:
+		return fmt.Sprintf("Log entry %d has the leaf hash %x; what it says is not known, because its bytes are erased", r.LeafIndex, r.LeafHash)
+	case r.Delivered():
+		return "Webhook delivered to " + l.EndpointURL
+	case l.Kind == verify.KindAccepted:
+		return "Webhook accepted as " + l.EventID + ", which is NOT proof of any delivery"
+	default:
+		return fmt.Sprintf("Webhook NOT delivered to %s: %s/%s", l.EndpointURL, l.Kind, l.Outcome)
+	}
 }
 
 // Status is the response's status, or why there is none.
