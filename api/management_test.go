@@ -130,7 +130,7 @@ func TestWrongEndpointsAreRefused(t *testing.T) {
 		{endpoint("Name", `"n"`), "Name", "unknown"},
 		{endpoint("nam\u017f", `"n"`), "nam\u017f", "unknown"},
 		{`{"name":"n","name":"n"}`, "name", "twice"},
-		{endpoint("color", `"red"`), "color", "Known are destinations, duplicates, event_type, lane, name, operational, ordering, record_skipped, secrets, verification"},
+		{endpoint("color", `"red"`), "color", "Known are attest_acceptance, destinations, duplicates, event_type, lane, name, operational, ordering, record_skipped, secrets, verification"},
 		{endpoint("verification", ""), "verification", "is missing"},
 		{endpoint("verification", `"none"`), "verification", "a JSON object"},
 		{endpoint("verification", `{}`), "verification.scheme", "is missing"},

@@ -300,5 +300,15 @@ func TestProofsAreAlsoTextsOfC2SP(t *testing.T) {
 	}
 	_, err = b.owner.Exec(t.Context(), "update merkle_leaves set leaf = null, secrets = null")
 	require.NoError(t, err)
-	problem(t, b.get(t, path+"?format=tlog-proof"), 410, "erased")
+	problem(t, b.get(t, path), 410, "erased")
+	text := b.get(t, path+"?format=tlog-proof")
+	require.Equal(t, 200, text.status)
+	require.NotContains(t, string(text.body), "extra", "no leaf any more, only its proof,")
+	leaf := []byte(pkg.Leaf)
+	for _, held := range []verify.Options{{VKey: pkg.VKey, Leaf: &leaf}, {VKey: pkg.VKey, LeafHash: new(verify.LeafHash(leaf))}} {
+		_, err = verify.TLog(text.body, held)
+		require.NoError(t, err, "for whoever has kept the leaf or its hash")
+	}
+	_, err = verify.TLog(text.body, verify.Options{VKey: pkg.VKey})
+	require.ErrorIs(t, err, verify.ErrNoLeaf)
 }
