@@ -162,16 +162,18 @@ func vectorFiles(t *testing.T) map[string][]byte {
 	must(t, err)
 	rotated := testlog.New(1).Fill(6)
 	files := map[string][]byte{
-		"proof.json":    append(pkg, '\n'),
-		"evidence.json": append(evidence, '\n'),
-		"payload":       testlog.Payload,
-		"response":      testlog.Response,
-		"headers":       testlog.Headers,
-		"url":           []byte(testlog.URL),
-		"public-key":    []byte(hex.EncodeToString(l.Public()) + "\n"),
-		"vkey":          []byte(l.VKey() + "\n"),
-		"checkpoint":    l.Checkpoint(l.Head(6)),
-		"transition":    []byte(rotated.Transition(testlog.Key(2), verify.ReasonRotation)),
+		"proof.json":        append(pkg, '\n'),
+		"evidence.json":     append(evidence, '\n'),
+		"proof.tlog-proof":  textOf(l, 4, 6),
+		"erased.tlog-proof": erasedText(l, 4, 6),
+		"payload":           testlog.Payload,
+		"response":          testlog.Response,
+		"headers":           testlog.Headers,
+		"url":               []byte(testlog.URL),
+		"public-key":        []byte(hex.EncodeToString(l.Public()) + "\n"),
+		"vkey":              []byte(l.VKey() + "\n"),
+		"checkpoint":        l.Checkpoint(l.Head(6)),
+		"transition":        []byte(rotated.Transition(testlog.Key(2), verify.ReasonRotation)),
 	}
 	for name, c := range rejected(t, l) {
 		files["reject/"+name] = c.pkg

@@ -32,7 +32,11 @@ func check(in js.Value) (*verify.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return verify.Package(bytesOf(in.Get("proof")), opts)
+	proof := bytesOf(in.Get("proof"))
+	if verify.IsTLogProof(proof) {
+		return verify.TLog(proof, opts)
+	}
+	return verify.Package(proof, opts)
 }
 
 func options(in js.Value) (verify.Options, error) {

@@ -32,7 +32,7 @@ func TestScripts(t *testing.T) {
 func exits(status int) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, _ bool, args []string) {
 		for i, a := range args { // what names a file of the script is read from its directory
-			if i > 0 && (args[i-1] == "--proof" || args[i-1] == "--payload" || args[i-1] == "--response" || args[i-1] == "--proofs") {
+			if i > 0 && (args[i-1] == "--proof" || args[i-1] == "--payload" || args[i-1] == "--response" || args[i-1] == "--proofs" || args[i-1] == "--leaf") {
 				args[i] = ts.MkAbs(a)
 			}
 		}
@@ -64,6 +64,7 @@ func setup(env *testscript.Env) error {
 	unknown := len(l.Leaves)
 	l.Leaves = append(l.Leaves, []byte(strings.Replace(string(l.Leaves[delivered]), `"kind":"attempt"`, `"kind":"mystery"`, 1)))
 
+	logged := len(l.Leaves)
 	packages := map[string]*verify.ProofPackage{}
 	for name, index := range map[string]int{
 		"proof.json": delivered, "failed.json": failed, "dead.json": dead, "late.json": late, "unknown.json": unknown,
@@ -83,10 +84,21 @@ func setup(env *testscript.Env) error {
 	evil.Origin = "a\u202eb\u001b[31mc\n"
 	packages["evil.json"] = evil
 
+	acceptance := testlog.New(1) // another tree under the same key
+	accepted := acceptance.Append(func(leaf *verify.Leaf) {
+		*leaf = verify.Leaf{AttemptedAt: leaf.AttemptedAt, EndpointID: leaf.EndpointID, EventID: leaf.EventID, Kind: verify.KindAccepted,
+			Nonce: leaf.Nonce, Origin: leaf.Origin, PayloadHash: leaf.PayloadHash, PayloadSize: leaf.PayloadSize, Seq: 1, TenantID: leaf.TenantID, V: 1}
+	})
+	packages["accepted.json"] = acceptance.Package(accepted, 1)
+
 	if err := writeChain(l, env.WorkDir); err != nil {
 		return err
 	}
-	files := map[string][]byte{"body.json": testlog.Payload, "response": testlog.Response, "other": []byte("other"), "empty": nil}
+	files := map[string][]byte{"body.json": testlog.Payload, "response": testlog.Response, "other": []byte("other"), "empty": nil,
+		"proof.tlog-proof": l.TLogProof(delivered, logged).Bytes(), "leaf": l.Leaves[delivered]}
+	gone := l.TLogProof(delivered, logged)
+	gone.Leaf, gone.Salts = nil, nil
+	files["gone.tlog-proof"] = gone.Bytes()
 	for name, p := range packages {
 		b, err := json.Marshal(p)
 		if err != nil {
@@ -104,6 +116,9 @@ func setup(env *testscript.Env) error {
 	env.Setenv("VKEY", l.VKey())
 	env.Setenv("ORIGIN", l.Origin)
 	env.Setenv("URL", testlog.URL)
+	env.Setenv("LEAFHASH", hex.EncodeToString(verify.LeafHash(l.Leaves[delivered])))
+	env.Setenv("ACCEPTED", hex.EncodeToString(verify.LeafHash(acceptance.Leaves[accepted])))
+	env.Setenv("EVENT", testlog.ID("evt", accepted))
 	env.Setenv("DELIVERY", testlog.ID("dlv", delivered))
 	return nil
 }

@@ -126,6 +126,14 @@ func (l *Log) Package(index, size int) *verify.ProofPackage {
 	}
 }
 
+// TLogProof makes the proof of a leaf in the tree of the first size leaves as a text.
+func (l *Log) TLogProof(index, size int) *verify.TLogProof {
+	p := l.Package(index, size)
+	return &verify.TLogProof{
+		Leaf: p.Leaf, Salts: p.Salts, LeafIndex: p.LeafIndex, InclusionProof: p.InclusionProof, Checkpoint: []byte(p.Checkpoint),
+	}
+}
+
 // Transition changes the log's key: it writes the transition at the present size, appends it as a leaf and goes on with
 // the new key.
 func (l *Log) Transition(newKey ed25519.PrivateKey, reason string) string {
