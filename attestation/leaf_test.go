@@ -88,6 +88,7 @@ func TestCanonicalHeaders(t *testing.T) {
 		"Authorization":       {"Bearer secret"},
 		"Proxy-Authorization": {"secret"},
 		"COOKIE":              {"session=secret"},
+		"Kapsel-Proof-Token":  {"secret"},
 		"X-Api-Key":           {"secret"},
 		"X-None":              nil,
 	}

@@ -1,5 +1,5 @@
 -- What receivers and senders hold Kapsel to, and what a tenant may take back: proof tokens, leaves of acceptance, erasure.
--- Locks: ACCESS EXCLUSIVE on destinations, endpoints, events, dedup, deliveries, leaf_queue, event_payloads and merkle_leaves for a
+-- Locks: ACCESS EXCLUSIVE on destinations, endpoints, events, attempts, dedup, deliveries and leaf_queue for a
 -- moment each (new columns without a rewrite; triggers and functions change without looking at a row). tenants is rewritten, which
 -- is small. No table is read.
 
@@ -29,6 +29,7 @@ comment on column deliveries.erased is 'what of its event was erased while it wa
 alter table leaf_queue add column erased boolean not null default false;
 comment on column leaf_queue.erased is 'only its hash is to be kept once it has its place in the log';
 alter table dedup alter column body_hash drop not null; -- null: erased
+alter table attempts add column if not exists leaf_parts bytea; -- of 00023: with it a leaf can be made again, so it goes with the leaf
 grant update (event_id) on event_payloads to kapsel_engine; -- select for key share needs it; the trigger refuses any update
 
 create table erasures (
@@ -123,6 +124,9 @@ begin
     update attempts a set response_headers = null, response_body = null
         where a.id = any(subjects) and a.tenant_id = tenant and (a.response_headers is not null or a.response_body is not null);
     get diagnostics attempts = row_count;
+    if with_leaves then
+        update attempts a set leaf_parts = null where a.id = any(subjects) and a.tenant_id = tenant and a.leaf_parts is not null;
+    end if;
     perform from log_heads h where h.log_id in (
             select q.log_id from leaf_queue q where q.attempt_id = any(subjects) and q.tenant_id = tenant
             union select p.log_id from leaf_of_attempt p where p.attempt_id = any(subjects) and p.tenant_id = tenant)

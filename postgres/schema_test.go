@@ -23,6 +23,9 @@ func TestRecordsAreAppendOnly(t *testing.T) {
 	b.accept(t, 1)
 	for _, statement := range []string{
 		"update events set content_type = 'x'",
+		"update events set duplicate_key = sha256('x')",
+		"update events set duplicate_key = null, content_type = 'x'",
+		"update events set leaf_hash = sha256('x')",
 		"delete from events",
 		"truncate events",
 		"update event_payloads set body = 'x'",
@@ -60,6 +63,8 @@ func TestTheLogOnlyGrows(t *testing.T) {
 		"update merkle_tiles set hashes = sha256('x') || sha256('b') || sha256('c')",
 		"delete from merkle_tiles",
 		"update merkle_leaves set leaf = 'x'",
+		"update merkle_leaves set leaf = 'x', secrets = null",
+		"update merkle_leaves set leaf = null",
 		"update merkle_leaves set leaf_hash = sha256('x')",
 		"update merkle_leaves set leaf = null, secrets = null, leaf_hash = sha256('x')",
 		"delete from merkle_leaves",
@@ -68,7 +73,12 @@ func TestTheLogOnlyGrows(t *testing.T) {
 		_, err := b.owner.Exec(t.Context(), statement)
 		require.Equal(t, "23001", code(err), "%s: %v", statement, err)
 	}
+	b.exec(t, "update merkle_leaves set secrets = null")
 	b.exec(t, "update merkle_leaves set leaf = null, secrets = null")
+	for _, statement := range []string{"update merkle_leaves set leaf = '{'", "update merkle_leaves set secrets = decode(repeat('00', 64), 'hex')"} {
+		_, err := b.owner.Exec(t.Context(), statement)
+		require.Equal(t, "23001", code(err), "%s: what is erased doesn't come back", statement)
+	}
 	// A second root for one size can't be written, and no head without its root.
 	_, err := b.owner.Exec(t.Context(), "insert into tree_roots (log_id, tree_size, root_hash) values ($1, 0, sha256('x'))", b.log.ID)
 	require.Equal(t, "23505", code(err))

@@ -44,6 +44,7 @@ type Attempt struct {
 	ResponseBody      []byte
 	LeafHash          []byte
 	RecordedAt        time.Time
+	LeafParts         []byte
 }
 
 type AttestationDeadLetter struct {
