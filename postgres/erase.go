@@ -81,3 +81,21 @@ func sameMillisecond(u uuid.UUID) (low, high uuid.UUID) {
 	copy(high[:6], u[:6])
 	return low, high
 }
+
+const tenantOfEventSQL = `select e.tenant_id from events e where e.id = any($1)`
+
+// TenantOfEvent finds whose an event is, as role kapsel_engine. The error is ErrNoEvent if there is no such event.
+func TenantOfEvent(ctx context.Context, db querier, event uuid.UUID) (uuid.UUID, error) {
+	rows, err := db.Query(ctx, tenantOfEventSQL, []uuid.UUID{event})
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("look up event: %w", err)
+	}
+	tenant, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[uuid.UUID])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return uuid.Nil, ErrNoEvent
+	}
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("look up event: %w", err)
+	}
+	return tenant, nil
+}
