@@ -3,8 +3,8 @@ package api_test
 import (
 	"encoding/hex"
 	"net/url"
-	"strings"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
