@@ -1412,7 +1412,7 @@ type SentRequest struct {
 	BodyURL string `json:"body_url"`
 
 	// HeaderNames The headers that the event brought and those that Kapsel sets, by today's rules. Headers that were configured
-	// at the destination aren't told: they may have changed since. Absent once the payload has been erased.
+	// at the destination, and the proof token, aren't told: that may have changed since. Absent once the payload has been erased.
 	HeaderNames *[]string         `json:"header_names,omitempty"`
 	Method      SentRequestMethod `json:"method"`
 
