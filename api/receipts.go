@@ -30,7 +30,7 @@ func (s *Server) tenantOfReceipt(name string) func(ctx context.Context, headers 
 		if err != nil {
 			return uuid.Nil, noReceipt()
 		}
-		found, err := db.New(s.config.Engine).ProofKeyOfDelivery(ctx, []uuid.UUID{delivery})
+		found, err := s.proofKey(ctx, delivery)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return uuid.Nil, fmt.Errorf("read proof key: %w", err)
 		}
@@ -42,6 +42,20 @@ func (s *Server) tenantOfReceipt(name string) func(ctx context.Context, headers 
 			return uuid.Nil, noReceipt()
 		}
 		return found.TenantID, nil
+	}
+}
+
+// proofKeysAtOnce is how many connections those may take together who have no key yet, so that they can't take them all from
+// the way in.
+const proofKeysAtOnce = 2
+
+func (s *Server) proofKey(ctx context.Context, delivery uuid.UUID) (db.ProofKeyOfDeliveryRow, error) {
+	select {
+	case s.proofKeys <- struct{}{}:
+		defer func() { <-s.proofKeys }()
+		return db.New(s.config.Engine).ProofKeyOfDelivery(ctx, []uuid.UUID{delivery})
+	case <-ctx.Done():
+		return db.ProofKeyOfDeliveryRow{}, ctx.Err()
 	}
 }
 

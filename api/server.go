@@ -58,6 +58,7 @@ type Server struct {
 	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
 	bodies    *budget
 	looking   chan struct{} // a place for each large body that is looked into, see look
+	proofKeys chan struct{} // a place for each look-up of a key of proof tokens
 	metrics   *metrics
 	tiles     *tileCache
 	handler   http.Handler
@@ -87,7 +88,7 @@ func New(config Config) (*Server, error) {
 	}
 	s := &Server{
 		config: config, bodies: newBudget(config.MaxBodyBytes),
-		looking: make(chan struct{}, runtime.GOMAXPROCS(0)), metrics: newMetrics(config.Metrics), tiles: newTileCache(config.Metrics),
+		looking: make(chan struct{}, runtime.GOMAXPROCS(0)), proofKeys: make(chan struct{}, proofKeysAtOnce), metrics: newMetrics(config.Metrics), tiles: newTileCache(config.Metrics),
 	}
 	s.endpoints = newEndpointCache(config.Engine)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
