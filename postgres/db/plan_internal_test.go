@@ -38,6 +38,8 @@ func CheckPlans(t *testing.T, delivery, floor, before uuid.UUID, query func(sql 
 		"delivery":              {getDelivery, []any{delivery}, ""},
 		"attempt":               {getAttempt, []any{id.AttemptOf(delivery, 1)}, ""},
 		"event as sent":         {eventAsSent, []any{delivery}, ""},
+		"event":                 {getEvent, []any{delivery}, ""},
+		"ages of acceptances":   {acceptanceAges, []any{ids}, ""},
 		"attempts by ID":        {attemptsByID, []any{ids, delivery, delivery}, ""},
 	} {
 		rows, err := query("explain "+statement.sql, statement.args...)
