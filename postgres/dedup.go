@@ -144,7 +144,7 @@ func findHolders(ctx context.Context, tx pgx.Tx, rows []*Acceptance, holders map
 	return nil
 }
 
-const leafHashesSQL = `select e.id, e.leaf_hash from events e where e.id = any($1) and e.leaf_hash is not null`
+const toldHashesSQL = `select e.id, e.leaf_hash from events e where e.id = any($1) and e.leaf_hash is not null`
 
 // addLeafHashes reads for holders that were accepted before what their senders were told: a duplicate gets the first answer again.
 func addLeafHashes(ctx context.Context, tx pgx.Tx, holders map[dedupKey]keyHolder) error {
@@ -152,7 +152,7 @@ func addLeafHashes(ctx context.Context, tx pgx.Tx, holders map[dedupKey]keyHolde
 	for _, holder := range holders {
 		events = append(events, holder.eventID)
 	}
-	rows, err := tx.Query(ctx, leafHashesSQL, events)
+	rows, err := tx.Query(ctx, toldHashesSQL, events)
 	if err != nil {
 		return err
 	}

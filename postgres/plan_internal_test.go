@@ -49,7 +49,7 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 		"cancel":           {requestCancelSQL, []any{ids}},
 		"standing":         {lockStandingSQL, []any{ids}},
 		"due now":          {deliveryDueNowSQL, []any{ids}},
-		"told leaf hashes": {leafHashesSQL, []any{ids}},
+		"told leaf hashes": {toldHashesSQL, []any{ids}},
 		"whose event":      {tenantOfEventSQL, []any{ids}},
 		"of an event":      {eventDeliveriesSQL, []any{delivery, delivery, delivery}},
 		"hold payloads":    {holdPayloadsSQL, []any{ids}},
