@@ -88,6 +88,7 @@ type checker struct {
 	head     *postgres.PublishedHead // the newest within the tree
 	tree     *tree
 	keys     *keychain
+	stored   []postgres.LogKey
 	expected []expectation
 	parents  map[uint8]parentTile // the tile of each level above 0 that was looked at last
 	roots    cursor[postgres.SizedRoot]
@@ -134,6 +135,7 @@ func openChecker(ctx context.Context, config FsckConfig) (*checker, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.stored = stored
 	var faults []Fault
 	c.keys, faults = newKeychain(c.Log.Origin, stored)
 	if err := c.expect(); err != nil {

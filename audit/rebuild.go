@@ -44,6 +44,8 @@ type rebuilder struct {
 	RebuildConfig
 	log     postgres.LogRow
 	keys    *keychain
+	stored  []postgres.LogKey
+	changes []postgres.KeyTransition
 	to      *postgres.LogWriter
 	tree    *tree
 	tiles   []postgres.Tile
@@ -82,6 +84,7 @@ func (r *rebuilder) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.stored = stored
 	var faults []Fault
 	if r.keys, faults = newKeychain(r.log.Origin, stored); len(faults) > 0 {
 		return fmt.Errorf("%w: %s", ErrContradiction, faults[0])
@@ -228,9 +231,11 @@ func (r *rebuilder) leaf(e *examined) error {
 		if err != nil {
 			return err
 		}
-		if err := r.keys.transition(e.Bytes, uint64(e.Index), root); err != nil {
+		t, err := r.keys.transition(e.Bytes, uint64(e.Index), root)
+		if err != nil {
 			return fmt.Errorf("%w: leaf %d: %w", ErrContradiction, e.Index, err)
 		}
+		r.changes = append(r.changes, transitionRow(t, e.Bytes, r.stored))
 	}
 	if err := r.tree.add(e.Hash); err != nil {
 		return err
@@ -295,6 +300,11 @@ func (r *rebuilder) flush(ctx context.Context) error {
 			return err
 		}
 	}
-	r.tiles, r.roots, r.heads = nil, nil, nil
+	for _, change := range r.changes {
+		if err := r.to.Transition(ctx, change); err != nil {
+			return err
+		}
+	}
+	r.tiles, r.roots, r.heads, r.changes = nil, nil, nil, nil
 	return nil
 }

@@ -268,7 +268,7 @@ func (c *checker) grow(rows []*examined, want []byte) error {
 }
 
 func (c *checker) transition(e *examined, root []byte) {
-	if err := c.keys.transition(e.Bytes, uint64(e.Index), root); err != nil {
+	if _, err := c.keys.transition(e.Bytes, uint64(e.Index), root); err != nil {
 		c.found(leafFault(LeafFormat, uint64(e.Index), err.Error()))
 	}
 }
