@@ -66,7 +66,10 @@ func (c *checker) count(rows []*examined, index uint64) {
 			continue
 		}
 		c.reportMissing()
-		if e.Bytes == nil {
+		switch {
+		case lost(e.StoredLeaf, c.recovered):
+			c.report.Lost++
+		case e.Bytes == nil:
 			c.report.Erased++
 		}
 	}
