@@ -13,6 +13,7 @@ import (
 	"github.com/kapsel-io/kapsel/admin"
 	"github.com/kapsel-io/kapsel/attestation"
 	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/replay"
 	"github.com/kapsel-io/kapsel/verify"
 )
 
@@ -110,6 +111,17 @@ func TestCloseLogGoesOnInItsSuccessor(t *testing.T) {
 		previous = hex.EncodeToString(leaf.Hash)
 	}
 	require.Equal(t, previous, hex.EncodeToString(value[[]byte](t, b, "select last_leaf_hash from deliveries where id = $1", chain)))
+	account, err := replay.Read(t.Context(), b.engine, chain)
+	require.NoError(t, err)
+	require.Equal(t, account.Attempts[3].LeafHash, account.LastLeafHash)
+	for i, a := range account.Attempts {
+		require.Equal(t, postgres.LeafInLog, a.Leaf.Place)
+		require.Equal(t, min(i, 1), a.Leaf.Log, "attempt %d", a.Number)
+		require.Equal(t, a.LeafHash, a.Leaf.Hash)
+		head := account.Covering(&a.Leaf)
+		require.NotNil(t, head.Signature)
+		require.NoError(t, verify.Inclusion(a.Leaf.Hash, uint64(a.Leaf.Index), uint64(head.TreeSize), a.Leaf.Path, head.RootHash))
+	}
 	require.Equal(t, 3, value[int](t, b, `select count(*) from moved_leaves m join attempts a on a.id = m.attempt_id and a.leaf_hash = m.old_leaf_hash
 		join merkle_leaves l on l.attempt_id = a.id and l.leaf_hash = m.leaf_hash`), "what was recorded, and what it became")
 }
