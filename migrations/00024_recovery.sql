@@ -30,9 +30,11 @@ create table log_closures (
 );
 
 -- A leaf names its log. One that was waiting when its log was closed was made anew for the successor; this is what it was.
+-- attempts keeps the log and the hash that were recorded; whoever compares them with the log looks here.
 create table moved_leaves (
     attempt_id    uuid not null,
     log_id        uuid not null references logs,
+    new_log_id    uuid not null references logs,
     tenant_id     uuid not null,
     old_leaf_hash bytea not null check (octet_length(old_leaf_hash) = 32),
     leaf_hash     bytea not null check (octet_length(leaf_hash) = 32),

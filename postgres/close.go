@@ -141,9 +141,9 @@ from unnest($2::uuid[], $3::uuid[], $4::bytea[], $5::bytea[], $6::bytea[]) with 
 order by u.place`
 
 	noteMovedSQL = `
-insert into moved_leaves (attempt_id, log_id, tenant_id, old_leaf_hash, leaf_hash)
-select u.attempt_id, $1, u.tenant_id, u.old_hash, u.new_hash
-from unnest($2::uuid[], $3::uuid[], $4::bytea[], $5::bytea[]) as u(attempt_id, tenant_id, old_hash, new_hash)
+insert into moved_leaves (attempt_id, log_id, new_log_id, tenant_id, old_leaf_hash, leaf_hash)
+select u.attempt_id, $1, $2, u.tenant_id, u.old_hash, u.new_hash
+from unnest($3::uuid[], $4::uuid[], $5::bytea[], $6::bytea[]) as u(attempt_id, tenant_id, old_hash, new_hash)
 where u.old_hash <> u.new_hash
 on conflict do nothing`
 
@@ -166,7 +166,7 @@ func (c *LogCloser) Move(ctx context.Context, successor uuid.UUID, leaves []Move
 	batch := &pgx.Batch{}
 	batch.Queue("delete from leaf_queue where log_id = $1 and id = any($2)", c.log, ids)
 	batch.Queue(requeueLeavesSQL, successor, tenants, attempts, newHashes, newBytes, secrets)
-	batch.Queue(noteMovedSQL, c.log, attempts, tenants, oldHashes, newHashes)
+	batch.Queue(noteMovedSQL, c.log, successor, attempts, tenants, oldHashes, newHashes)
 	batch.Queue(moveChainsSQL, deliveries, oldHashes, newHashes)
 	if err := c.Tx.SendBatch(ctx, batch).Close(); err != nil {
 		return fmt.Errorf("move leaves: %w", err)

@@ -325,6 +325,7 @@ type MerkleTile struct {
 type MovedLeafe struct {
 	AttemptID   uuid.UUID
 	LogID       uuid.UUID
+	NewLogID    uuid.UUID
 	TenantID    uuid.UUID
 	OldLeafHash []byte
 	LeafHash    []byte
