@@ -200,8 +200,7 @@ func (r *recovery) walk(ctx context.Context) error {
 		return err
 	}
 	stops := map[uint64]bool{r.size: true, r.target.TreeSize: true}
-	heads := r.heads
-	for _, h := range heads {
+	for _, h := range r.heads {
 		if h.TreeSize >= r.size {
 			stops[h.TreeSize] = true
 			continue
