@@ -30,6 +30,8 @@ type RecoverConfig struct {
 	// DryRun checks everything and writes nothing.
 	DryRun   bool
 	Progress func(Progress) // may be nil
+
+	step uint64 // how many leaves are appended, written and looked for in the queue at once; 0: 2^15
 }
 
 // Recovered says what was, or with DryRun would be, done.
@@ -80,6 +82,9 @@ type recovery struct {
 // The error wraps ErrMirror where another mirror may help, and ErrContradiction where the restored log isn't what was published.
 func Recover(ctx context.Context, config RecoverConfig) (*Recovered, error) {
 	r := &recovery{RecoverConfig: config, from: openSource(config.Mirror), notes: map[uint64][]byte{}}
+	if r.step == 0 {
+		r.step = 1 << 15
+	}
 	r.done = Recovered{LogID: id.Log.Format(config.Log.ID), Origin: config.Log.Origin, DryRun: config.DryRun}
 	if err := r.run(ctx); err != nil {
 		return nil, fmt.Errorf("recover log %s: %w", r.done.LogID, err)
@@ -215,13 +220,10 @@ func (r *recovery) open(ctx context.Context) (*attestation.Tree, error) {
 	})
 }
 
-// appendStep is how many leaves are appended, written and looked for in the queue at once.
-const appendStep = 1 << 15
-
 // appendTo grows a tree of restored and recovered leaves to a size, and keeps the tiles that come to be.
 func (r *recovery) appendTo(tree *attestation.Tree, size uint64) error {
 	for tree.Size() < size {
-		grown, err := tree.Append(r.hashes(tree.Size(), min(size, tree.Size()+appendStep)))
+		grown, err := tree.Append(r.hashes(tree.Size(), min(size, tree.Size()+r.step)))
 		if err != nil {
 			return err
 		}

@@ -170,6 +170,27 @@ func TestRecoverCompletesARestoredLog(t *testing.T) {
 	target.requireSound(t, 1008)
 }
 
+// However many leaves are taken at once, the outcome is the same, also where a step ends within a tile or with it.
+func TestRecoverInSteps(t *testing.T) {
+	t.Parallel()
+	b, mirror, published := disaster(t)
+	var reached []audit.Progress
+	planned := b.recover(t, mirror, func(c *audit.RecoverConfig) { c.DryRun = true; c.Step(1000) })
+	for _, step := range []uint64{1, 212, 256} {
+		dry := b.recover(t, mirror, func(c *audit.RecoverConfig) { c.DryRun = true; c.Step(step) })
+		require.Equal(t, planned, dry, "%d at once", step)
+	}
+	done := b.recover(t, mirror, func(c *audit.RecoverConfig) {
+		c.Progress = func(p audit.Progress) { reached = append(reached, p) }
+		c.Step(3)
+	})
+	require.EqualValues(t, 5, done.Adopted)
+	require.EqualValues(t, 701, done.Lost)
+	require.Equal(t, []audit.Progress{{Leaves: 212, Of: 706}, {Leaves: 468, Of: 706}, {Leaves: 706, Of: 706}}, reached)
+	require.Equal(t, published, b.published(t))
+	b.requireSound(t, 1006)
+}
+
 // Any copy of the tiles will do, also one that a web server has, without heads and without the names of keys.
 func TestRecoverFromTilesOnTheWeb(t *testing.T) {
 	t.Parallel()

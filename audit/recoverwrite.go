@@ -61,8 +61,8 @@ func (r *recovery) write(ctx context.Context, g *postgres.LogGrower) error {
 // writeLeaves writes the missing leaves: those that wait in the queue with their bytes, changes of the key with their note, and
 // of the rest the hash.
 func (r *recovery) writeLeaves(ctx context.Context, g *postgres.LogGrower) error {
-	for from := r.size; from < r.target.TreeSize; from += appendStep {
-		to := min(from+appendStep, r.target.TreeSize)
+	for from := r.size; from < r.target.TreeSize; from += r.step {
+		to := min(from+r.step, r.target.TreeSize)
 		hashes := r.hashes(from, to)
 		waiting, err := g.Waiting(ctx, hashes)
 		if err != nil {

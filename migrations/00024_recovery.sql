@@ -68,6 +68,18 @@ begin
 end
 $$;
 
+-- The tenants of a closed log went over to another; the keys that their deliveries were signed with are still its own, too.
+create or replace function signing_keys_of_log(log uuid, before uuid, max_rows integer)
+    returns table (id uuid, public_key bytea, not_before timestamptz, not_after timestamptz)
+    language sql stable security definer set search_path = public, pg_temp
+    begin atomic
+        select k.id, k.public_key, k.created_at, least(k.expires_at, d.deleted_at)
+        from destination_keys k join destinations d on d.id = k.destination_id join tenants t on t.id = k.tenant_id
+        where t.log_id in (log, open_log(log)) and k.id < before
+        order by k.id desc
+        limit max_rows;
+    end;
+
 -- A closed log gets no leaves and no heads, whoever writes.
 create function refuse_closed() returns trigger language plpgsql as $$
 begin
