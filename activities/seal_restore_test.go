@@ -35,26 +35,16 @@ func (b *testBundle) copyDatabase(t testing.TB, from, to string) {
 func TestSealOfABackupRefuses(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	config, err := pgx.ParseConfig(b.url)
-	require.NoError(t, err)
-	backup := config.Database + "_backup"
 	b.queueLeaves(t, 3)
 	b.seal(t)
-	b.copyDatabase(t, config.Database, backup)
-	t.Cleanup(func() {
-		conn, err := pgx.Connect(context.Background(), b.url)
-		require.NoError(t, err)
-		defer func() { _ = conn.Close(context.Background()) }()
-		_, err = conn.Exec(context.Background(), "drop database if exists "+pgx.Identifier{backup}.Sanitize()+" with (force)")
-		require.NoError(t, err)
-	})
+	restore := b.backup(t)
 	b.queueLeaves(t, 2)
 	b.seal(t)
 	b.newestHead(t, 5)
 	published, err := b.highWater().Read()
 	require.NoError(t, err)
 
-	b.copyDatabase(t, backup, config.Database)
+	restore()
 	b.newestHead(t, 3) // the log as it was: nothing in it says that it's old
 	for range 3 {      // also once it would be as large again as what was published, and larger
 		b.queueLeaves(t, 1)

@@ -42,6 +42,18 @@ var host = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})
 // CreateLog makes an empty log with a key of its own. The files come first, so that there is no log without its key and
 // its high-water record; a crash in between leaves files that nobody reads.
 func CreateLog(ctx context.Context, owner *pgxpool.Pool, config LogConfig) (Log, error) {
+	log, err := makeLog(config)
+	if err != nil {
+		return Log{}, err
+	}
+	if err := pgx.BeginFunc(ctx, owner, func(tx pgx.Tx) error { return insertLog(ctx, db.New(tx), log) }); err != nil {
+		return Log{}, fmt.Errorf("make log: %w", err)
+	}
+	return log, nil
+}
+
+// makeLog makes the files of a log.
+func makeLog(config LogConfig) (Log, error) {
 	if config.KeyDir == "" || config.HighWaterDir == "" {
 		return Log{}, errors.New("a log needs a directory for its key and one for its high-water record")
 	}
@@ -68,9 +80,6 @@ func CreateLog(ctx context.Context, owner *pgxpool.Pool, config LogConfig) (Log,
 	}
 	log.PublicKey = signer.PublicKey()
 	log.VKey = verify.VKey(log.Origin, signer.PublicKey())
-	if err := pgx.BeginFunc(ctx, owner, func(tx pgx.Tx) error { return insertLog(ctx, db.New(tx), log) }); err != nil {
-		return Log{}, fmt.Errorf("make log: %w", err)
-	}
 	return log, nil
 }
 

@@ -95,6 +95,9 @@ func (s *Server) ListKeys(ctx context.Context, request openapi.ListKeysRequestOb
 		if answer.Keys, err = s.logKeys(ctx, log); err != nil {
 			return nil, err
 		}
+		if answer.Closed, answer.Predecessor, err = s.closures(ctx, log.ID); err != nil {
+			return nil, err
+		}
 	}
 	keys, err := postgres.SigningKeysOfLog(ctx, s.config.API, log.ID, p.before, p.limit+1)
 	if err != nil {

@@ -38,6 +38,7 @@ func (s *Server) getCheckpoint(c *gin.Context) {
 		s.fail(c, err)
 		return
 	}
+	tellClosed(c.Writer.Header(), log)
 	ifNoneMatch := strings.Join(c.Request.Header.Values("If-None-Match"), ",")
 	answer := newConditional(head.Checkpoint, "text/plain; charset=utf-8", "no-cache", &ifNoneMatch)
 	answer.body = compress(c, answer.body, gzip.DefaultCompression)

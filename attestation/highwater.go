@@ -30,8 +30,8 @@ var (
 )
 
 // stopAndFind is all that can be done about a record without giving up what it guards against: a second tree.
-const stopAndFind = "stop the workers and find out whether LOG_HIGH_WATER_DIR is the wrong directory or the database was restored; " +
-	"never write, copy back or make the record again by hand"
+const stopAndFind = "stop the workers and find out whether LOG_HIGH_WATER_DIR is the wrong directory or the database was restored, " +
+	"and then run `kapsel log recover`; never write, copy back or make the record again by hand"
 
 // Head is the state of a log that is to be signed.
 type Head struct {

@@ -111,7 +111,7 @@ func TestHighWaterErrorsSayWhatToDo(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{attestation.ErrHighWaterMissing, attestation.ErrHighWaterCorrupt, attestation.ErrHighWaterConflict} {
 		require.ErrorContains(t, err, "stop the workers and find out whether LOG_HIGH_WATER_DIR is the wrong directory or the database was restored")
-		require.NotContains(t, err.Error(), "kapsel log recover")
+		require.ErrorContains(t, err, "and then run `kapsel log recover`; never write, copy back or make the record again by hand")
 	}
 }
 

@@ -91,7 +91,7 @@ func (e *exporter) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := e.writeLogFile(); err != nil {
+	if err := e.writeLogFile(ctx); err != nil {
 		return err
 	}
 	if err := e.syncDirs(); err != nil {
@@ -343,10 +343,21 @@ func (e *exporter) stillThere(ctx context.Context, last *MirroredHead) error {
 	return nil
 }
 
-func (e *exporter) writeLogFile() error {
+func (e *exporter) writeLogFile(ctx context.Context) error {
 	log := MirroredLog{Format: logFormat, LogID: e.done.LogID, Origin: e.Log.Origin}
+	transitions, err := postgres.LogKeyTransitions(ctx, e.DB, e.Log.ID)
+	if err != nil {
+		return err
+	}
+	notes := map[string]string{}
+	for _, t := range transitions {
+		if uint64(t.TreeSize) < e.head.TreeSize { // a leaf is told once it is published
+			notes[string(t.NewKeyID)] = string(t.Note)
+		}
+	}
 	for _, key := range e.stored {
-		log.Keys = append(log.Keys, MirroredKey{VKey: verify.VKey(e.Log.Origin, key.PublicKey), NotBefore: key.NotBefore, NotAfter: key.NotAfter})
+		log.Keys = append(log.Keys, MirroredKey{VKey: verify.VKey(e.Log.Origin, key.PublicKey), NotBefore: key.NotBefore, NotAfter: key.NotAfter,
+			Transition: notes[string(key.KeyID)]})
 	}
 	text, err := json.MarshalIndent(log, "", "  ")
 	if err != nil {

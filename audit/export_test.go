@@ -7,3 +7,6 @@ func (c *FsckConfig) Step(tiles int) { c.chunkTiles, c.saveEvery = tiles, time.N
 
 // HeadsPerFile is how many heads are in one file of a mirror.
 const HeadsPerFile = headsPerFile
+
+// Step makes a recovery take so many leaves at once.
+func (c *RecoverConfig) Step(leaves uint64) { c.step = leaves }

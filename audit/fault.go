@@ -32,6 +32,7 @@ const (
 	Signature  = "signature"   // the tree head's signature doesn't verify
 	Checkpoint = "checkpoint"  // the checkpoint isn't the head's, or doesn't verify
 	BeyondTree = "beyond_tree" // a published head, a root or a leaf beyond the log's newest size
+	KeyChange  = "key_change"  // key_transitions isn't what the transitions among the leaves say
 	Key        = "key"         // a key that can't be one of the log's, or isn't the one that was given
 	HighWater  = "high_water"  // the high-water record knows a head that isn't in the log
 	Rollback   = "rollback"    // the log is smaller than an earlier run, or a checkpoint from elsewhere, has seen it

@@ -14,6 +14,9 @@ import (
 // finish checks what lies at the tree's edge and beyond, and what was recorded elsewhere.
 func (c *checker) finish(ctx context.Context) error {
 	c.reportMissing()
+	if err := c.checkTransitions(ctx); err != nil {
+		return err
+	}
 	edge, err := postgres.Edge(ctx, c.DB, c.Log.ID)
 	if err != nil {
 		return err

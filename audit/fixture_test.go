@@ -200,6 +200,9 @@ func (b *testBundle) rotate(t testing.TB, reason string, change func(*verify.Tra
 	b.exec(t, "update attestation_keys set not_after = now() where not_after is null")
 	b.exec(t, "insert into attestation_keys (log_id, key_id, public_key, purpose) values ($1, $2, $3, 'log')",
 		b.log.ID, verify.LogKeyID(signer.PublicKey()), []byte(signer.PublicKey()))
+	b.exec(t, `insert into key_transitions (log_id, tree_size, old_key_id, new_key_id, reason, note, changed_at)
+		select log_id, $1, $2, key_id, $3, $4, not_before from attestation_keys where not_after is null`,
+		int64(size), verify.LogKeyID(old.PublicKey()), reason, note)
 	b.appendLeaf(t, note)
 	require.NoError(t, os.WriteFile(b.keyDir+"/"+id.Log.Format(b.log.ID)+".seed", []byte(hex.EncodeToString(seed)+"\n"), 0o600))
 	b.seal(t)

@@ -54,9 +54,11 @@ type Report struct {
 	Timestamp int64      `json:"timestamp"` // of that head, Unix ms
 	Leaves    uint64     `json:"leaves"`
 	Erased    uint64     `json:"erased"` // of these, with a hash only
-	Roots     uint64     `json:"roots"`
-	Heads     uint64     `json:"heads"`
-	Keys      int        `json:"keys"` // that heads are under
+	// Lost leaves came back as hashes, from a mirror, after a backup was restored: see Recover.
+	Lost  uint64 `json:"lost"`
+	Roots uint64 `json:"roots"`
+	Heads uint64 `json:"heads"`
+	Keys  int    `json:"keys"` // that heads are under
 	// Unpublished leaves lie beyond the newest published head and were not looked at.
 	Unpublished uint64 `json:"unpublished"`
 	Resumed     uint64 `json:"resumed_at"` // the leaf at which this run went on
@@ -85,19 +87,21 @@ func Fsck(ctx context.Context, config FsckConfig) (*Report, error) {
 // checker is a check under way.
 type checker struct {
 	FsckConfig
-	head     *postgres.PublishedHead // the newest within the tree
-	tree     *tree
-	keys     *keychain
-	expected []expectation
-	parents  map[uint8]parentTile // the tile of each level above 0 that was looked at last
-	roots    cursor[postgres.SizedRoot]
-	heads    cursor[postgres.PublishedHead]
-	lastRoot int64 // the largest size of which tree_roots was looked at
-	lastHead postgres.Head
-	missing  Fault // leaves that are missing, up to where the tree has been read
-	kept     []Fault
-	saved    time.Time
-	report   Report
+	head      *postgres.PublishedHead // the newest within the tree
+	tree      *tree
+	keys      *keychain
+	stored    []postgres.LogKey
+	recovered []postgres.Recovery
+	expected  []expectation
+	parents   map[uint8]parentTile // the tile of each level above 0 that was looked at last
+	roots     cursor[postgres.SizedRoot]
+	heads     cursor[postgres.PublishedHead]
+	lastRoot  int64 // the largest size of which tree_roots was looked at
+	lastHead  postgres.Head
+	missing   Fault // leaves that are missing, up to where the tree has been read
+	kept      []Fault
+	saved     time.Time
+	report    Report
 }
 
 // expectation is a root that the log must have had, as something outside the database says.
@@ -132,6 +136,10 @@ func openChecker(ctx context.Context, config FsckConfig) (*checker, error) {
 	}
 	stored, err := postgres.LogKeys(ctx, c.DB, c.Log.ID)
 	if err != nil {
+		return nil, err
+	}
+	c.stored = stored
+	if c.recovered, err = postgres.Recoveries(ctx, c.DB, c.Log.ID); err != nil {
 		return nil, err
 	}
 	var faults []Fault
@@ -275,7 +283,7 @@ func (c *checker) readChunk(ctx context.Context, from, to uint64) (part chunk) {
 }
 
 func (c *checker) chunk(ctx context.Context, part chunk) error {
-	leaves := examineAll(c.Log.Origin, part.leaves)
+	leaves := examineAll(c.Log.Origin, c.recovered, part.leaves)
 	for index := part.first; index < part.first+uint64(c.chunkTiles) && index*tileWidth < c.head.TreeSize; index++ {
 		end := min((index+1)*tileWidth, c.head.TreeSize)
 		n := 0

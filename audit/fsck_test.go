@@ -119,7 +119,8 @@ func TestFsckFindsExactlyWhatWasTamperedWith(t *testing.T) {
 			[]string{"update signed_tree_heads set signature = " + flipped("signature") + " where tree_size = 400"},
 			[]string{"signature: head of size 400 and time T", "checkpoint: head of size 400 and time T"}},
 		"a checkpoint": {
-			[]string{`update signed_tree_heads set checkpoint = overlay(checkpoint placing 'A'::bytea from octet_length(checkpoint) - 12) where tree_size = 400`},
+			[]string{`update signed_tree_heads set checkpoint = overlay(checkpoint placing case substring(checkpoint from octet_length(checkpoint) - 12 for 1)
+				when 'A' then 'B'::bytea else 'A'::bytea end from octet_length(checkpoint) - 12) where tree_size = 400`},
 			[]string{"checkpoint: head of size 400 and time T"}},
 		"another head's checkpoint": {
 			[]string{"update signed_tree_heads set checkpoint = (select checkpoint from signed_tree_heads where tree_size = 700) where tree_size = 400"},

@@ -63,28 +63,28 @@ func (k *keychain) knows(key ed25519.PublicKey) bool {
 }
 
 // transition takes leaf n, a key transition, whose root of the leaves before it is root.
-func (k *keychain) transition(leaf []byte, n uint64, root []byte) error {
+func (k *keychain) transition(leaf []byte, n uint64, root []byte) (*verify.Transition, error) {
 	t, err := verify.ParseTransition(leaf)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch {
 	case t.Origin != k.origin:
-		return fmt.Errorf("a key transition of the log %s", t.Origin)
+		return nil, fmt.Errorf("a key transition of the log %s", t.Origin)
 	case t.TreeSize != n:
-		return fmt.Errorf("a key transition for size %d", t.TreeSize)
+		return nil, fmt.Errorf("a key transition for size %d", t.TreeSize)
 	case root != nil && !bytes.Equal(t.RootHash, root):
-		return errors.New("a key transition that names another root of the leaves before it")
+		return nil, errors.New("a key transition that names another root of the leaves before it")
 	case !t.OldKey.Equal(k.current()):
-		return fmt.Errorf("a key transition from %x, which isn't the key in effect", []byte(t.OldKey))
+		return nil, fmt.Errorf("a key transition from %x, which isn't the key in effect", []byte(t.OldKey))
 	case !k.knows(t.NewKey):
-		return fmt.Errorf("a key transition to %x, which isn't in attestation_keys", []byte(t.NewKey))
+		return nil, fmt.Errorf("a key transition to %x, which isn't in attestation_keys", []byte(t.NewKey))
 	}
 	if err := t.Verify(); err != nil {
-		return err
+		return nil, err
 	}
 	k.chain, k.ends = append(k.chain[:len(k.chain):len(k.chain)], t.NewKey), append(k.ends, n)
-	return nil
+	return t, nil
 }
 
 // checkHead checks a published head whose leaves hash to root; nil if they are not known.

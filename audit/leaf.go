@@ -24,14 +24,14 @@ type examined struct {
 func (e *examined) transition() bool { return len(e.Bytes) > 0 && e.Bytes[0] != '{' }
 
 // examineAll looks at leaves one by one, on all CPUs: most of the time of a check is spent here.
-func examineAll(origin string, leaves []postgres.StoredLeaf) []examined {
+func examineAll(origin string, recovered []postgres.Recovery, leaves []postgres.StoredLeaf) []examined {
 	all := make([]examined, len(leaves))
 	var workers sync.WaitGroup
 	share := max(len(leaves)/runtime.GOMAXPROCS(0), 1)
 	for first := 0; first < len(leaves); first += share {
 		workers.Go(func() {
 			for i := first; i < min(first+share, len(leaves)); i++ {
-				all[i] = examine(origin, leaves[i])
+				all[i] = examine(origin, recovered, leaves[i])
 			}
 		})
 	}
@@ -39,10 +39,18 @@ func examineAll(origin string, leaves []postgres.StoredLeaf) []examined {
 	return all
 }
 
-func examine(origin string, leaf postgres.StoredLeaf) examined {
+// lost reports whether all that is left of a leaf is its hash, which came back from a mirror.
+func lost(leaf postgres.StoredLeaf, recovered []postgres.Recovery) bool {
+	return leaf.Bytes == nil && leaf.AttemptID == nil && slices.ContainsFunc(recovered, func(r postgres.Recovery) bool {
+		return leaf.Index >= r.OldSize && leaf.Index < r.NewSize
+	})
+}
+
+func examine(origin string, recovered []postgres.Recovery, leaf postgres.StoredLeaf) examined {
 	e := examined{StoredLeaf: leaf}
 	if leaf.Bytes == nil {
 		switch {
+		case lost(leaf, recovered):
 		case leaf.AttemptID == nil:
 			e.row = "the bytes are erased, but a leaf without an attempt is a key transition, which is never erased"
 		case leaf.Secrets != nil:

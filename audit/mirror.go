@@ -67,6 +67,8 @@ type MirroredKey struct {
 	VKey      string     `json:"vkey"`
 	NotBefore time.Time  `json:"not_before"`
 	NotAfter  *time.Time `json:"not_after,omitempty"`
+	// Transition is the note by which the key came, a leaf of the log; absent of the first key.
+	Transition string `json:"transition,omitempty"`
 }
 
 // MirroredHead is one line of a mirror's heads.
@@ -138,7 +140,11 @@ func readHeadFile(path string, f func(*MirroredHead) error) (whole int64, err er
 		return 0, err
 	}
 	defer func() { _ = file.Close() }() // read only
-	lines := bufio.NewReader(file)
+	return readHeadLines(bufio.NewReader(file), path, f)
+}
+
+// readHeadLines reads heads, one a line.
+func readHeadLines(lines *bufio.Reader, name string, f func(*MirroredHead) error) (whole int64, err error) {
 	for number := 1; ; number++ {
 		line, err := lines.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
@@ -149,7 +155,7 @@ func readHeadFile(path string, f func(*MirroredHead) error) (whole int64, err er
 		}
 		var head MirroredHead
 		if err := json.Unmarshal(line, &head); err != nil {
-			return whole, fmt.Errorf("%s, line %d: %w", path, number, err)
+			return whole, fmt.Errorf("%s, line %d: %w", name, number, err)
 		}
 		if err := f(&head); err != nil {
 			return whole, err

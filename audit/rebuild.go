@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -17,7 +18,7 @@ import (
 
 // RebuildConfig says from what to make a log anew, and where.
 type RebuildConfig struct {
-	Source *pgxpool.Pool // role kapsel_engine; of it only merkle_leaves is read
+	Source *pgxpool.Pool // role kapsel_engine; of it only merkle_leaves and log_recoveries are read
 	Target *pgxpool.Pool // role kapsel_owner, of a fresh and migrated database
 	// Mirror is a directory that Export wrote: the log's name and keys, and its heads with their times and signatures.
 	Mirror string
@@ -32,6 +33,7 @@ type Rebuilt struct {
 	Origin   string     `json:"origin"`
 	Leaves   uint64     `json:"leaves"`
 	Erased   uint64     `json:"erased"` // of these, with a hash only
+	Lost     uint64     `json:"lost"`   // of these, with a hash that came back from a mirror: see Recover
 	Tiles    int        `json:"tiles"`
 	Heads    int        `json:"heads"` // each with its root and both signatures checked
 	RootHash verify.Hex `json:"root_hash"`
@@ -42,19 +44,22 @@ type Rebuilt struct {
 // rebuilder is a rebuild under way.
 type rebuilder struct {
 	RebuildConfig
-	log     postgres.LogRow
-	keys    *keychain
-	to      *postgres.LogWriter
-	tree    *tree
-	tiles   []postgres.Tile
-	roots   []postgres.SizedRoot
-	heads   []postgres.PublishedHead
-	end     uint64 // how many leaves there are
-	newest  int64  // size of the last root that was made
-	last    postgres.Head
-	done    Rebuilt
-	nextOne func() (*MirroredHead, error, bool)
-	waiting *MirroredHead // the next head of the mirror; nil after the last
+	log       postgres.LogRow
+	keys      *keychain
+	stored    []postgres.LogKey
+	changes   []postgres.KeyTransition
+	recovered []postgres.Recovery
+	to        *postgres.LogWriter
+	tree      *tree
+	tiles     []postgres.Tile
+	roots     []postgres.SizedRoot
+	heads     []postgres.PublishedHead
+	end       uint64 // how many leaves there are
+	newest    int64  // size of the last root that was made
+	last      postgres.Head
+	done      Rebuilt
+	nextOne   func() (*MirroredHead, error, bool)
+	waiting   *MirroredHead // the next head of the mirror; nil after the last
 }
 
 // Rebuild makes a log anew in a fresh database from its leaves alone: tiles and roots are computed, and every head of the
@@ -82,9 +87,13 @@ func (r *rebuilder) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.stored = stored
 	var faults []Fault
 	if r.keys, faults = newKeychain(r.log.Origin, stored); len(faults) > 0 {
 		return fmt.Errorf("%w: %s", ErrContradiction, faults[0])
+	}
+	if r.recovered, err = postgres.Recoveries(ctx, r.Source, r.log.ID); err != nil {
+		return err
 	}
 	end, err := postgres.LeavesEnd(ctx, r.Source, r.log.ID)
 	if err != nil {
@@ -185,6 +194,11 @@ func (r *rebuilder) finish(ctx context.Context) error {
 	if err := r.flush(ctx); err != nil {
 		return err
 	}
+	for _, recovery := range r.recovered {
+		if err := r.to.Recovery(ctx, recovery); err != nil {
+			return err
+		}
+	}
 	return r.to.End(ctx, postgres.SizedRoot{TreeSize: int64(r.tree.size), RootHash: root})
 }
 
@@ -194,7 +208,7 @@ func (r *rebuilder) step(ctx context.Context, from, to uint64) error {
 	if err != nil {
 		return err
 	}
-	for i, e := range examineAll(r.log.Origin, leaves) {
+	for i, e := range examineAll(r.log.Origin, r.recovered, leaves) {
 		if uint64(e.Index) != from+uint64(i) {
 			return fmt.Errorf("%w: leaf %d is missing", ErrContradiction, from+uint64(i))
 		}
@@ -220,6 +234,8 @@ func (r *rebuilder) leaf(e *examined) error {
 		return fmt.Errorf("%w: leaf %d: the bytes hash to %x, the leaf hash is %x", ErrContradiction, e.Index, e.sum, e.Hash)
 	case e.format != "" || e.row != "":
 		return fmt.Errorf("%w: leaf %d: %s%s", ErrContradiction, e.Index, e.format, e.row)
+	case lost(e.StoredLeaf, r.recovered):
+		r.done.Lost++
 	case e.Bytes == nil:
 		r.done.Erased++
 	}
@@ -228,9 +244,11 @@ func (r *rebuilder) leaf(e *examined) error {
 		if err != nil {
 			return err
 		}
-		if err := r.keys.transition(e.Bytes, uint64(e.Index), root); err != nil {
+		t, err := r.keys.transition(e.Bytes, uint64(e.Index), root)
+		if err != nil {
 			return fmt.Errorf("%w: leaf %d: %w", ErrContradiction, e.Index, err)
 		}
+		r.changes = append(r.changes, transitionRow(t, e.Bytes, r.stored))
 	}
 	if err := r.tree.add(e.Hash); err != nil {
 		return err
@@ -241,7 +259,8 @@ func (r *rebuilder) leaf(e *examined) error {
 // atSize takes the mirror's heads of this size, and the high-water record if it is of this size.
 func (r *rebuilder) atSize(size uint64) error {
 	record := r.HighWater != nil && r.HighWater.TreeSize == size
-	if size > 0 && !record && (r.waiting == nil || r.waiting.TreeSize > size) {
+	recovered := slices.ContainsFunc(r.recovered, func(recovery postgres.Recovery) bool { return uint64(recovery.NewSize) == size })
+	if size > 0 && !record && !recovered && (r.waiting == nil || r.waiting.TreeSize > size) {
 		return nil
 	}
 	if err := r.keep(); err != nil {
@@ -295,6 +314,11 @@ func (r *rebuilder) flush(ctx context.Context) error {
 			return err
 		}
 	}
-	r.tiles, r.roots, r.heads = nil, nil, nil
+	for _, change := range r.changes {
+		if err := r.to.Transition(ctx, change); err != nil {
+			return err
+		}
+	}
+	r.tiles, r.roots, r.heads, r.changes = nil, nil, nil, nil
 	return nil
 }

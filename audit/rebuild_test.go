@@ -50,14 +50,14 @@ func TestRebuildReproducesEveryPublishedRoot(t *testing.T) {
 	b.export(t, mirror)
 	tables := []string{
 		"select * from merkle_leaves", "select * from leaf_of_attempt", "select * from merkle_tiles", "select * from signed_tree_heads",
-		"select log_id, tree_size, root_hash from tree_roots", "select * from log_heads", "select * from attestation_keys", "select id, origin from logs",
+		"select log_id, tree_size, root_hash from tree_roots", "select * from log_heads", "select * from attestation_keys", "select * from key_transitions", "select id, origin from logs",
 	}
 	var before [][]string
 	for _, table := range tables {
 		before = append(before, dump(t, b.owner, table))
 	}
 	for _, sql := range []string{"delete from merkle_tiles", "delete from tree_roots", "delete from signed_tree_heads", "delete from leaf_of_attempt",
-		"update log_heads set tree_size = 7, root_hash = sha256('')", "delete from attestation_keys"} {
+		"update log_heads set tree_size = 7, root_hash = sha256('')", "delete from attestation_keys", "delete from key_transitions"} {
 		b.tamper(t, sql)
 	}
 

@@ -66,7 +66,10 @@ func (c *checker) count(rows []*examined, index uint64) {
 			continue
 		}
 		c.reportMissing()
-		if e.Bytes == nil {
+		switch {
+		case lost(e.StoredLeaf, c.recovered):
+			c.report.Lost++
+		case e.Bytes == nil:
 			c.report.Erased++
 		}
 	}
@@ -268,7 +271,7 @@ func (c *checker) grow(rows []*examined, want []byte) error {
 }
 
 func (c *checker) transition(e *examined, root []byte) {
-	if err := c.keys.transition(e.Bytes, uint64(e.Index), root); err != nil {
+	if _, err := c.keys.transition(e.Bytes, uint64(e.Index), root); err != nil {
 		c.found(leafFault(LeafFormat, uint64(e.Index), err.Error()))
 	}
 }

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,17 @@ type Account struct {
 	Attempts []AccountAttempt // by number, the decision (number 0) last
 	Head     AccountHead      // of the log
 	Signed   *AccountHead     // the newest signed one; nil: none yet
+
+	// Successors are the logs that went on for the delivery's one after another, if that was closed.
+	Successors []AccountLog
+}
+
+// AccountLog is a log in which a delivery's leaves are.
+type AccountLog struct {
+	ID     uuid.UUID
+	Origin string
+	Head   AccountHead
+	Signed *AccountHead
 }
 
 // AccountAttempt is a row of attempts with its leaf, without the response itself.
@@ -44,6 +56,7 @@ type AccountAttempt struct {
 // AccountLeaf is where the leaf of an attempt is, and what it is.
 type AccountLeaf struct {
 	Place  string    // see the constants; "": there is none
+	Log    int       // 0: the delivery's; n: its n-th successor
 	Index  int64     // in the log
 	Owner  uuid.UUID // the attempt that the leaf's row names
 	Hash   []byte
@@ -90,7 +103,8 @@ where d.id = any($1)`
 // millisecond, so a row that shouldn't be there is found too.
 const accountAttemptsSQL = `
 select a.id, a.number, a.epoch, a.kind, a.outcome, a.error, a.attempted_at, a.duration_ms, a.endpoint_url, a.response_status,
-    a.response_size, a.response_truncated, a.leaf_hash, a.recorded_at
+    a.response_size, a.response_truncated, a.leaf_hash, a.recorded_at,
+    (select m.leaf_hash from moved_leaves m where m.attempt_id = a.id order by m.moved_at desc limit 1)
 from attempts a
 where a.id between $2 and $3 and a.delivery_id = $1
 order by a.number = 0, a.number, a.id`
@@ -116,7 +130,7 @@ func ReadAccount(ctx context.Context, tx pgx.Tx, delivery uuid.UUID) (*Account, 
 	if err != nil {
 		return nil, err
 	}
-	for _, read := range []func(context.Context, pgx.Tx) error{a.readAttempts, a.readEvent, a.readLeaves, a.readHeads} {
+	for _, read := range []func(context.Context, pgx.Tx) error{a.readSuccessors, a.readAttempts, a.readEvent, a.readLeaves, a.readHeads} {
 		if err := read(ctx, tx); err != nil {
 			return nil, err
 		}
@@ -137,6 +151,30 @@ func readAccountDelivery(ctx context.Context, tx pgx.Tx, delivery uuid.UUID) (*A
 	return a, nil
 }
 
+// accountSuccessorsSQL follows a closed log to the one that goes on.
+const accountSuccessorsSQL = `
+with recursive chain (id, place) as (
+    select l.successor, 1 from logs l where l.id = $1 and l.successor is not null
+    union all
+    select l.successor, c.place + 1 from chain c join logs l on l.id = c.id where l.successor is not null
+)
+select l.id, l.origin from chain c join logs l on l.id = c.id order by c.place`
+
+func (a *Account) readSuccessors(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, accountSuccessorsSQL, a.LogID)
+	if err != nil {
+		return fmt.Errorf("read successors of the log: %w", err)
+	}
+	a.Successors, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (l AccountLog, err error) {
+		err = row.Scan(&l.ID, &l.Origin)
+		return l, err
+	})
+	if err != nil {
+		return fmt.Errorf("read successors of the log: %w", err)
+	}
+	return nil
+}
+
 func (a *Account) readAttempts(ctx context.Context, tx pgx.Tx) error {
 	low, high := uuid.UUID{}, uuid.Max
 	copy(low[:6], a.ID[:6])
@@ -147,8 +185,15 @@ func (a *Account) readAttempts(ctx context.Context, tx pgx.Tx) error {
 	}
 	a.Attempts, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t AccountAttempt, err error) {
 		var ms int64
+		var moved []byte
 		err = row.Scan(&t.ID, &t.Number, &t.Epoch, &t.Kind, &t.Outcome, &t.Error, &t.AttemptedAt, &ms, &t.EndpointURL, &t.ResponseStatus,
-			&t.ResponseSize, &t.ResponseTruncated, &t.LeafHash, &t.RecordedAt)
+			&t.ResponseSize, &t.ResponseTruncated, &t.LeafHash, &t.RecordedAt, &moved)
+		if moved != nil { // its log was closed while the leaf waited, so it was made anew
+			if bytes.Equal(a.LastLeafHash, t.LeafHash) {
+				a.LastLeafHash = moved
+			}
+			t.LeafHash = moved
+		}
 		t.Duration = time.Duration(ms) * time.Millisecond
 		return t, err
 	})
@@ -175,33 +220,54 @@ func (a *Account) readLeaves(ctx context.Context, tx pgx.Tx) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	indexes, places, err := readLeafPlaces(ctx, tx, a.LogID, missing)
-	if err != nil {
-		return err
-	}
-	for _, in := range []struct {
-		place, sql string
-		keys       any
-	}{{LeafInLog, accountLeavesSQL, indexes}, {LeafInQueue, accountQueueSQL, missing}, {LeafAside, accountAsideSQL, missing}} {
-		rows, err := tx.Query(ctx, in.sql, a.LogID, in.keys)
-		if err != nil {
-			return fmt.Errorf("read leaves: %w", err)
-		}
-		var leaf AccountLeaf
-		_, err = pgx.ForEachRow(rows, []any{&leaf.Index, &leaf.Owner, &leaf.Hash, &leaf.Bytes, &leaf.Reason}, func() error {
-			attempt := leaf.Owner
-			if in.place == LeafInLog {
-				attempt = places[leaf.Index] // whether the row there says the same is for the caller to judge
+	for _, place := range []string{LeafInLog, LeafInQueue, LeafAside} {
+		for n := range len(a.Successors) + 1 {
+			if err := a.readLeavesOf(ctx, tx, n, place, missing); err != nil {
+				return err
 			}
-			a.setLeaf(attempt, in.place, leaf)
-			leaf = AccountLeaf{}
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("read leaves: %w", err)
 		}
 	}
 	return nil
+}
+
+// readLeavesOf finds leaves in one place of one of the delivery's logs.
+func (a *Account) readLeavesOf(ctx context.Context, tx pgx.Tx, n int, place string, attempts []uuid.UUID) error {
+	log := a.Log(n).ID
+	sql, keys := map[string]string{LeafInLog: accountLeavesSQL, LeafInQueue: accountQueueSQL, LeafAside: accountAsideSQL}[place], any(attempts)
+	var places map[int64]uuid.UUID
+	if place == LeafInLog {
+		var err error
+		if keys, places, err = readLeafPlaces(ctx, tx, log, attempts); err != nil {
+			return err
+		}
+	}
+	rows, err := tx.Query(ctx, sql, log, keys)
+	if err != nil {
+		return fmt.Errorf("read leaves: %w", err)
+	}
+	var leaf AccountLeaf
+	_, err = pgx.ForEachRow(rows, []any{&leaf.Index, &leaf.Owner, &leaf.Hash, &leaf.Bytes, &leaf.Reason}, func() error {
+		attempt := leaf.Owner
+		if place == LeafInLog {
+			attempt = places[leaf.Index] // whether the row there says the same is for the caller to judge
+		}
+		leaf.Log = n
+		a.setLeaf(attempt, place, leaf)
+		leaf = AccountLeaf{}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read leaves: %w", err)
+	}
+	return nil
+}
+
+// Log returns the delivery's own log, 0, or its n-th successor.
+func (a *Account) Log(n int) AccountLog {
+	if n > 0 {
+		return a.Successors[n-1]
+	}
+	return AccountLog{ID: a.LogID, Origin: a.Origin, Head: a.Head, Signed: a.Signed}
 }
 
 func (a *Account) setLeaf(attempt uuid.UUID, place string, leaf AccountLeaf) {
@@ -231,7 +297,21 @@ func readLeafPlaces(ctx context.Context, tx pgx.Tx, log uuid.UUID, attempts []uu
 }
 
 func (a *Account) readHeads(ctx context.Context, tx pgx.Tx) error {
-	err := tx.QueryRow(ctx, "select tree_size, root_hash from log_heads where log_id = $1", a.LogID).Scan(&a.Head.TreeSize, &a.Head.RootHash)
+	own := a.Log(0)
+	if err := own.readHeads(ctx, tx); err != nil {
+		return err
+	}
+	a.Head, a.Signed = own.Head, own.Signed
+	for i := range a.Successors {
+		if err := a.Successors[i].readHeads(ctx, tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *AccountLog) readHeads(ctx context.Context, tx pgx.Tx) error {
+	err := tx.QueryRow(ctx, "select tree_size, root_hash from log_heads where log_id = $1", l.ID).Scan(&l.Head.TreeSize, &l.Head.RootHash)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return ErrNoLog
 	}
@@ -241,7 +321,7 @@ func (a *Account) readHeads(ctx context.Context, tx pgx.Tx) error {
 	var signed AccountHead
 	err = tx.QueryRow(ctx, `select s.tree_size, s.root_hash, s."timestamp", s.signature,
 			(select k.public_key from attestation_keys k where k.log_id = s.log_id and k.key_id = s.key_id)
-		from signed_tree_heads s where s.log_id = $1 and s.signature is not null order by s.tree_size desc, s."timestamp" desc limit 1`, a.LogID).
+		from signed_tree_heads s where s.log_id = $1 and s.signature is not null order by s.tree_size desc, s."timestamp" desc limit 1`, l.ID).
 		Scan(&signed.TreeSize, &signed.RootHash, &signed.Timestamp, &signed.Signature, &signed.PublicKey)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
@@ -249,14 +329,15 @@ func (a *Account) readHeads(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return fmt.Errorf("read signed head: %w", err)
 	}
-	a.Signed = &signed
+	l.Signed = &signed
 	return nil
 }
 
-// Covering returns the head against which the inclusion of a leaf is to be proved: the signed one if it covers it.
-func (a *Account) Covering(index int64) *AccountHead {
-	if a.Signed != nil && index < a.Signed.TreeSize {
-		return a.Signed
+// Covering returns the head of the leaf's log against which its inclusion is to be proved: the signed one if it covers it.
+func (a *Account) Covering(leaf *AccountLeaf) *AccountHead {
+	log := a.Log(leaf.Log)
+	if log.Signed != nil && leaf.Index < log.Signed.TreeSize {
+		return log.Signed
 	}
-	return &a.Head
+	return &log.Head
 }

@@ -90,7 +90,7 @@ func TestAnAccountHoldsTheDelivery(t *testing.T) {
 	require.Equal(t, 2, account.PayloadSize)
 	require.Nil(t, account.Signed)
 	require.Nil(t, account.Claim)
-	require.Same(t, &account.Head, account.Covering(0))
+	require.Equal(t, &account.Head, account.Covering(&postgres.AccountLeaf{Index: 0}))
 
 	claim := id.New()
 	_, err = postgres.Claim(t.Context(), b.engine, postgres.ClaimRequest{

@@ -86,7 +86,9 @@ func NextHead(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, key [32]by
 			return ErrKeyChanged
 		}
 		// A head that was left unsigned under an earlier key is never signed: it is below the change of the key.
-		if s.newestSize >= 0 && !s.newestSigned && bytes.Equal(s.newestKey, key[:]) && s.now-s.newest.Timestamp < cadence.GiveUp.Milliseconds() {
+		// Neither is one below what is published, prepared while the log lacked leaves that were recovered since.
+		if s.newestSize >= max(s.publishedSize, 0) && !s.newestSigned && bytes.Equal(s.newestKey, key[:]) &&
+			s.now-s.newest.Timestamp < cadence.GiveUp.Milliseconds() {
 			head = &s.newest
 			return nil
 		}

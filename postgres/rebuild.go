@@ -42,14 +42,11 @@ func WriteLog(ctx context.Context, owner *pgxpool.Pool, log LogRow, keys []LogKe
 				return fmt.Errorf("write key: %w", err)
 			}
 		}
-		// Partitions for all leaves, as ensure_partitions makes them, and for the next ones.
-		_, err = tx.Exec(ctx, `select ensure_partition('merkle_leaves', lpad(part::text, 9, '0'),
-				(part * leaves_per_partition())::text, ((part + 1) * leaves_per_partition())::text, '')
-			from generate_series(0, $1 / leaves_per_partition() + 1) part`, int64(leaves))
-		if err != nil {
-			return fmt.Errorf("make partitions: %w", err)
+		w := &LogWriter{tx: tx, log: log.ID}
+		if err := w.Partitions(ctx, leaves); err != nil {
+			return err
 		}
-		return f(&LogWriter{tx: tx, log: log.ID})
+		return f(w)
 	})
 }
 

@@ -89,15 +89,19 @@ type Change struct {
 	Verdict Verdict
 }
 
+// lockSQL names the log that a delivery's next leaf goes into: the one it was accepted for, or the one that goes on for that.
 const lockSQL = `
-select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.log_id,
-    (select l.origin from logs l where l.id = d.log_id), d.state, d.epoch, d.next_attempt,
+select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, l.id, l.origin, d.state, d.epoch, d.next_attempt,
     d.lost_starts, d.leaves, d.last_leaf_hash, greatest(coalesce(extract(epoch from d.due_at - now()), 0), 0) * 1000,
     d.order_key is not null,
     d.order_key is not null and (select e.ordering ->> 'on_dead' from endpoints e where e.id = d.endpoint_id) is not distinct from 'block',
     exists (select from circuits c where c.destination_id = d.destination_id and (c.ring <> 0 or c.state <> 'closed')),
     d.cancel_requested, d.erased is not null, d.erased is not distinct from 'leaves'
 from deliveries d
+cross join lateral (
+    select l.id, l.origin from logs l
+    where l.id = coalesce((select open_log(p.id) from logs p where p.id = d.log_id and p.successor is not null), d.log_id)
+) l
 where d.id = any($1)
 order by d.id
 for update of d`

@@ -380,7 +380,7 @@ func (c *comparison) lines(told map[int]telling) []Line {
 		case "":
 			line.Leaf = "missing"
 		case postgres.LeafInLog:
-			line.LeafIndex, line.Covered = &a.Leaf.Index, c.account.Covering(a.Leaf.Index).Signature != nil
+			line.LeafIndex, line.Covered = &a.Leaf.Index, c.account.Covering(&a.Leaf).Signature != nil
 		}
 		lines = append(lines, line)
 	}

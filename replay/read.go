@@ -29,11 +29,11 @@ func Read(ctx context.Context, pool *pgxpool.Pool, delivery uuid.UUID) (*postgre
 		}
 		for i := range account.Attempts {
 			leaf := &account.Attempts[i].Leaf
-			head := account.Covering(leaf.Index)
+			head := account.Covering(leaf)
 			if leaf.Place != postgres.LeafInLog || leaf.Index >= head.TreeSize {
 				continue
 			}
-			leaf.Path, err = attestation.ProveInclusion(ctx, tiles(tx, account.LogID), uint64(leaf.Index), uint64(head.TreeSize))
+			leaf.Path, err = attestation.ProveInclusion(ctx, tiles(tx, account.Log(leaf.Log).ID), uint64(leaf.Index), uint64(head.TreeSize))
 			if err != nil && ctx.Err() != nil {
 				return err
 			} // without a path the comparison says that the leaf isn't in the tree

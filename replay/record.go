@@ -38,7 +38,9 @@ func (c *comparison) note(attempt int, format string, args ...any) {
 func (c *comparison) checkRecord() {
 	c.checkNumbers()
 	c.checkState()
-	c.checkHead()
+	for n := range len(c.account.Successors) + 1 {
+		c.checkHead(c.account.Log(n))
+	}
 	previous, seq := []byte(nil), 0
 	for i := range c.account.Attempts {
 		a := &c.account.Attempts[i]
@@ -119,8 +121,8 @@ func (c *comparison) checkState() {
 }
 
 // checkHead wants the newest signed head to be signed by the key that the log names.
-func (c *comparison) checkHead() {
-	h := c.account.Signed
+func (c *comparison) checkHead(log postgres.AccountLog) {
+	h := log.Signed
 	if h == nil {
 		return
 	}
@@ -128,8 +130,8 @@ func (c *comparison) checkHead() {
 	if err := verify.TreeHead(sth, h.PublicKey); err != nil {
 		c.partAll("signed tree head", "%v", err)
 	}
-	if h.TreeSize > c.account.Head.TreeSize {
-		c.partAll("signed tree head", "has size %d, and the log has %d", h.TreeSize, c.account.Head.TreeSize)
+	if h.TreeSize > log.Head.TreeSize {
+		c.partAll("signed tree head", "has size %d, and the log has %d", h.TreeSize, log.Head.TreeSize)
 	}
 }
 
@@ -170,7 +172,7 @@ func (c *comparison) checkLeaf(a *postgres.AccountAttempt, seq int, previous []b
 
 // checkInclusion follows the path from the leaf's hash to the root, which nobody can change without the log's key.
 func (c *comparison) checkInclusion(a *postgres.AccountAttempt) {
-	head := c.account.Covering(a.Leaf.Index)
+	head := c.account.Covering(&a.Leaf)
 	if a.Leaf.Index >= head.TreeSize {
 		c.part(a.Number, "leaf", "has index %d in a log of %d leaves", a.Leaf.Index, head.TreeSize)
 		return
@@ -203,7 +205,7 @@ func (c *comparison) checkMembers(a *postgres.AccountAttempt, l *verify.Leaf, se
 		{"error", l.Error, a.Error},
 		{"event_id", l.EventID, id.Event.Format(d.EventID)},
 		{"kind", l.Kind, a.Kind},
-		{"origin", l.Origin, d.Origin},
+		{"origin", l.Origin, d.Log(a.Leaf.Log).Origin},
 		{"outcome", l.Outcome, a.Outcome},
 		{"previous_leaf_hash", l.PreviousLeafHash, hex.EncodeToString(previous)},
 		{"response_size", decimal(l.ResponseSize), decimal(a.ResponseSize)},

@@ -490,6 +490,31 @@ type CircuitSettings struct {
 	Successes *int `json:"successes,omitempty"`
 }
 
+// Closure A log whose database was restored from a backup older than what it has published, and that couldn't be completed. It ends
+// at `tree_size`; what it had published beyond can't be proven any more. `published_…` is the head that may have been
+// published last: who has one of at most that size, and a root that fits, has one of the operator's.
+type Closure struct {
+	ClosedAt time.Time `json:"closed_at"`
+
+	// LogID The log that was closed.
+	LogID  string `json:"log_id"`
+	Origin string `json:"origin"`
+
+	// PublishedRootHash SHA-256, 64 lowercase hexadecimal digits.
+	PublishedRootHash string `json:"published_root_hash"`
+
+	// PublishedTimestamp Unix milliseconds.
+	PublishedTimestamp int64 `json:"published_timestamp"`
+	PublishedTreeSize  int64 `json:"published_tree_size"`
+
+	// SuccessorID The log that goes on for it, with a key of its own.
+	SuccessorID     string `json:"successor_id"`
+	SuccessorOrigin string `json:"successor_origin"`
+
+	// TreeSize With which it ends.
+	TreeSize int64 `json:"tree_size"`
+}
+
 // ConsistencyProof defines model for ConsistencyProof.
 type ConsistencyProof struct {
 	ConsistencyProof []string `json:"consistency_proof"`
@@ -1005,12 +1030,17 @@ type Key struct {
 
 // Keys defines model for Keys.
 type Keys struct {
-	Keys  []Key  `json:"keys"`
-	LogID string `json:"log_id"`
+	// Closed How the log was closed; absent while it is open. It gets no leaves and no heads any more.
+	Closed *Closure `json:"closed,omitempty"`
+	Keys   []Key    `json:"keys"`
+	LogID  string   `json:"log_id"`
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"next_cursor,omitempty"`
 	Origin     string  `json:"origin"`
+
+	// Predecessor How the log was closed that this one goes on for; absent if it is the first.
+	Predecessor *Closure `json:"predecessor,omitempty"`
 }
 
 // Lane Whether deliveries are carried each by a workflow of its own or together. Default of a new endpoint: `auto`.
@@ -11187,7 +11217,9 @@ func (r IngestResponse) ContentType() string {
 
 // GetCheckpointResponse200Headers the declared response headers of an HTTP 200 response for GetCheckpoint
 type GetCheckpointResponse200Headers struct {
-	ETag *string
+	ETag            *string
+	KapselLogClosed *time.Time
+	Link            *string
 }
 
 // GetCheckpointResponse503Headers the declared response headers of an HTTP 503 response for GetCheckpoint
@@ -16260,6 +16292,20 @@ func ParseGetCheckpointResponse(rsp *http.Response) (*GetCheckpointResponse, err
 				return nil, err
 			}
 			headers.ETag = &value
+		}
+		if values := rsp.Header.Values("Kapsel-Log-Closed"); len(values) > 0 {
+			var value time.Time
+			if err := runtime.BindStyledParameterWithOptions("simple", "Kapsel-Log-Closed", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			}
+			headers.KapselLogClosed = &value
+		}
+		if values := rsp.Header.Values("Link"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Link", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Link = &value
 		}
 		response.Headers200 = &headers
 	case rsp.StatusCode == 503:

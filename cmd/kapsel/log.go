@@ -16,7 +16,7 @@ import (
 
 func logCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "log", Short: "Make and look after logs", Args: cobra.NoArgs, RunE: help}
-	cmd.AddCommand(logInitCommand(), logRotateCommand(), logFsckCommand(), logExportCommand(), logRebuildCommand())
+	cmd.AddCommand(logInitCommand(), logRotateCommand(), logFsckCommand(), logExportCommand(), logRebuildCommand(), logRecoverCommand())
 	return cmd
 }
 

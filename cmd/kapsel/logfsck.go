@@ -145,8 +145,16 @@ func printFsck(cmd *cobra.Command, r *audit.Report, asJSON bool) error {
 	}
 	return printTool(cmd, false, nil, [][2]any{
 		{"log", r.LogID}, {"origin", r.Origin},
-		{"checked", fmt.Sprintf("%d leaves (%d erased), %d roots, %d heads under %d keys", r.Leaves, r.Erased, r.Roots, r.Heads, r.Keys)},
+		{"checked", fmt.Sprintf("%d leaves (%s), %d roots, %d heads under %d keys", r.Leaves, without(r.Erased, r.Lost), r.Roots, r.Heads, r.Keys)},
 		{"up to", fmt.Sprintf("size %d, root %x; %d leaves are not published yet", r.TreeSize, []byte(r.RootHash), r.Unpublished)},
 		{"verdict", verdict},
 	}...)
+}
+
+// without tells of how many leaves only the hash is there, and why.
+func without(erased, lost uint64) string {
+	if lost == 0 {
+		return fmt.Sprintf("%d erased", erased)
+	}
+	return fmt.Sprintf("%d erased, %d lost in a restore", erased, lost)
 }

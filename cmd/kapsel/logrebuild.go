@@ -44,7 +44,7 @@ or a head doesn't fit the leaves (the target stays as it was)`) + `
 			}
 			return printTool(cmd, asJSON, done, [][2]any{
 				{"log", done.LogID}, {"origin", done.Origin},
-				{"leaves", fmt.Sprintf("%d (%d erased, %d not published)", done.Leaves, done.Erased, done.Unpublished)},
+				{"leaves", fmt.Sprintf("%d (%s, %d not published)", done.Leaves, without(done.Erased, done.Lost), done.Unpublished)},
 				{"reproduced", fmt.Sprintf("%d heads, %d tiles", done.Heads, done.Tiles)},
 				{"root", fmt.Sprintf("%x", []byte(done.RootHash))},
 			}...)

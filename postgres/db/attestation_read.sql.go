@@ -12,6 +12,58 @@ import (
 	"github.com/google/uuid"
 )
 
+const closures = `-- name: Closures :many
+select c.log_id, p.origin as log_origin, c.successor, s.origin as successor_origin, c.tree_size, c.published_size, c.published_root,
+    c.published_timestamp, c.closed_at
+from log_closures c
+join logs p on p.id = c.log_id
+join logs s on s.id = c.successor
+where c.log_id = $1 or c.successor = $1
+`
+
+type ClosuresRow struct {
+	LogID              uuid.UUID
+	LogOrigin          string
+	Successor          uuid.UUID
+	SuccessorOrigin    string
+	TreeSize           int64
+	PublishedSize      int64
+	PublishedRoot      []byte
+	PublishedTimestamp int64
+	ClosedAt           time.Time
+}
+
+// How a log was closed, and how the one was that it goes on for.
+func (q *Queries) Closures(ctx context.Context, logID uuid.UUID) ([]ClosuresRow, error) {
+	rows, err := q.db.Query(ctx, closures, logID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ClosuresRow{}
+	for rows.Next() {
+		var i ClosuresRow
+		if err := rows.Scan(
+			&i.LogID,
+			&i.LogOrigin,
+			&i.Successor,
+			&i.SuccessorOrigin,
+			&i.TreeSize,
+			&i.PublishedSize,
+			&i.PublishedRoot,
+			&i.PublishedTimestamp,
+			&i.ClosedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const firstSignedHeadAbove = `-- name: FirstSignedHeadAbove :one
 select h.tree_size, h."timestamp", h.root_hash, h.key_id, h.signature, h.checkpoint
 from signed_tree_heads h
@@ -177,12 +229,14 @@ func (q *Queries) NewestSignedHead(ctx context.Context, logID uuid.UUID) (Newest
 }
 
 const openPublicLogs = `-- name: OpenPublicLogs :many
-select l.id, l.origin from logs l where l.closed_at is null order by l.id limit 2
+select l.id, l.origin, l.closed_at, l.successor from logs l where l.closed_at is null order by l.id limit 2
 `
 
 type OpenPublicLogsRow struct {
-	ID     uuid.UUID
-	Origin string
+	ID        uuid.UUID
+	Origin    string
+	ClosedAt  *time.Time
+	Successor *uuid.UUID
 }
 
 // Two are enough to know that there are several.
@@ -195,7 +249,12 @@ func (q *Queries) OpenPublicLogs(ctx context.Context) ([]OpenPublicLogsRow, erro
 	items := []OpenPublicLogsRow{}
 	for rows.Next() {
 		var i OpenPublicLogsRow
-		if err := rows.Scan(&i.ID, &i.Origin); err != nil {
+		if err := rows.Scan(
+			&i.ID,
+			&i.Origin,
+			&i.ClosedAt,
+			&i.Successor,
+		); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -228,12 +287,14 @@ func (q *Queries) PlaceOfAttempt(ctx context.Context, attemptID uuid.UUID) (Plac
 
 const publicLog = `-- name: PublicLog :one
 
-select l.id, l.origin from logs l where l.id = $1
+select l.id, l.origin, l.closed_at, l.successor from logs l where l.id = $1
 `
 
 type PublicLogRow struct {
-	ID     uuid.UUID
-	Origin string
+	ID        uuid.UUID
+	Origin    string
+	ClosedAt  *time.Time
+	Successor *uuid.UUID
 }
 
 // What the api reads of the log, as role kapsel_api. A head counts once both signatures are stored; nothing beyond the
@@ -241,7 +302,12 @@ type PublicLogRow struct {
 func (q *Queries) PublicLog(ctx context.Context, id uuid.UUID) (PublicLogRow, error) {
 	row := q.db.QueryRow(ctx, publicLog, id)
 	var i PublicLogRow
-	err := row.Scan(&i.ID, &i.Origin)
+	err := row.Scan(
+		&i.ID,
+		&i.Origin,
+		&i.ClosedAt,
+		&i.Successor,
+	)
 	return i, err
 }
 

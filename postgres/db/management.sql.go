@@ -15,7 +15,8 @@ import (
 
 const attemptsByID = `-- name: AttemptsByID :many
 select a.id, a.delivery_id, a.number, a.kind, a.outcome, a.error, a.attempted_at, a.duration_ms, a.endpoint_url,
-    a.response_status, a.response_size, a.response_truncated, a.leaf_hash, a.recorded_at
+    a.response_status, a.response_size, a.response_truncated,
+    coalesce((select m.leaf_hash from moved_leaves m where m.attempt_id = a.id order by m.moved_at desc limit 1), a.leaf_hash)::bytea as leaf_hash, a.recorded_at
 from attempts a
 where a.id = any($1::uuid[]) and a.id between $2 and $3
 order by a.delivery_id, a.number = 0, a.number

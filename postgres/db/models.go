@@ -297,10 +297,28 @@ type Log struct {
 	Successor *uuid.UUID
 }
 
+type LogClosure struct {
+	LogID              uuid.UUID
+	Successor          uuid.UUID
+	TreeSize           int64
+	PublishedSize      int64
+	PublishedRoot      []byte
+	PublishedTimestamp int64
+	ClosedAt           time.Time
+}
+
 type LogHead struct {
 	LogID    uuid.UUID
 	TreeSize int64
 	RootHash []byte
+}
+
+type LogRecovery struct {
+	LogID       uuid.UUID
+	OldSize     int64
+	NewSize     int64
+	Adopted     int64
+	RecoveredAt time.Time
 }
 
 type MerkleLeafe struct {
@@ -318,6 +336,16 @@ type MerkleTile struct {
 	Level     int16
 	TileIndex int64
 	Hashes    []byte
+}
+
+type MovedLeafe struct {
+	AttemptID   uuid.UUID
+	LogID       uuid.UUID
+	NewLogID    uuid.UUID
+	TenantID    uuid.UUID
+	OldLeafHash []byte
+	LeafHash    []byte
+	MovedAt     time.Time
 }
 
 type OperationalOutbox struct {

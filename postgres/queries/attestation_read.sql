@@ -2,11 +2,11 @@
 -- newest such head is handed out. Heads and tiles are everybody's, leaves are their tenant's (row-level security).
 
 -- name: PublicLog :one
-select l.id, l.origin from logs l where l.id = $1;
+select l.id, l.origin, l.closed_at, l.successor from logs l where l.id = $1;
 
 -- name: OpenPublicLogs :many
 -- Two are enough to know that there are several.
-select l.id, l.origin from logs l where l.closed_at is null order by l.id limit 2;
+select l.id, l.origin, l.closed_at, l.successor from logs l where l.closed_at is null order by l.id limit 2;
 
 -- name: NewestSignedHead :one
 select h.tree_size, h."timestamp", h.root_hash, h.key_id, h.signature, h.checkpoint
@@ -57,3 +57,12 @@ where t.log_id = $1
   and t.tree_size < (select h.tree_size from signed_tree_heads h where h.log_id = $1 and h.signature is not null
                      order by h.tree_size desc, h."timestamp" desc limit 1)
 order by t.tree_size;
+
+-- name: Closures :many
+-- How a log was closed, and how the one was that it goes on for.
+select c.log_id, p.origin as log_origin, c.successor, s.origin as successor_origin, c.tree_size, c.published_size, c.published_root,
+    c.published_timestamp, c.closed_at
+from log_closures c
+join logs p on p.id = c.log_id
+join logs s on s.id = c.successor
+where c.log_id = $1 or c.successor = $1;

@@ -59,7 +59,8 @@ where d.id = $1;
 -- name: GetAttempt :one
 select a.id, a.delivery_id, a.event_id, a.endpoint_id, a.destination_id, a.number, a.kind, a.outcome, a.error, a.attempted_at,
     a.duration_ms, a.endpoint_url, a.response_status, a.response_size, a.response_truncated, a.response_headers, a.response_body,
-    a.leaf_hash, a.recorded_at
+    coalesce((select m.leaf_hash from moved_leaves m where m.attempt_id = a.id order by m.moved_at desc limit 1), a.leaf_hash)::bytea as leaf_hash,
+    a.recorded_at
 from attempts a
 where a.id = $1;
 
