@@ -37,6 +37,20 @@ const (
 	ProblemQueuedUnknown = "queued_unknown" // so is one that waits in the queue, for long
 )
 
+// Problems are how many there are of each.
+type Problems struct {
+	Missing, LogClosed, Differs, LeafUnknown, QueuedUnknown int
+}
+
+var problems = []string{ProblemMissing, ProblemLogClosed, ProblemDiffers, ProblemLeafUnknown, ProblemQueuedUnknown}
+
+func (p *Problems) of(problem string) *int {
+	return map[string]*int{
+		ProblemMissing: &p.Missing, ProblemLogClosed: &p.LogClosed, ProblemDiffers: &p.Differs, ProblemLeafUnknown: &p.LeafUnknown,
+		ProblemQueuedUnknown: &p.QueuedUnknown,
+	}[problem]
+}
+
 // ReconcileInput says when the run began of which this is a part: in it no day is looked at twice.
 type ReconcileInput struct {
 	BegunMS int64 // Unix ms
@@ -48,8 +62,8 @@ type Reconciled struct {
 	Leaves   int // that were compared with the attempts
 	Waiting  int // attempts that were left for the next time, since the log hasn't come so far
 	Requeued int // leaves that were lost, and put into the queue again
-	// Findings are problems that can't be repaired, by the problem; Examples some of them.
-	Findings map[string]int
+	// Findings are problems that can't be repaired; Examples some of them.
+	Findings Problems
 	Examples []ReconcileFinding
 	// More: there is more to do in this run.
 	More bool
@@ -63,11 +77,8 @@ type ReconcileFinding struct {
 // Add adds what another part did.
 func (r *Reconciled) Add(part Reconciled) {
 	r.Attempts, r.Leaves, r.Waiting, r.Requeued = r.Attempts+part.Attempts, r.Leaves+part.Leaves, r.Waiting+part.Waiting, r.Requeued+part.Requeued
-	if r.Findings == nil {
-		r.Findings = map[string]int{}
-	}
-	for problem, n := range part.Findings {
-		r.Findings[problem] += n
+	for _, problem := range problems {
+		*r.Findings.of(problem) += *part.Findings.of(problem)
 	}
 	r.Examples = append(r.Examples, part.Examples[:min(len(part.Examples), reportedFindings-len(r.Examples))]...)
 	r.More = part.More
@@ -105,7 +116,7 @@ func NewReconciling(config ReconcilingConfig) *Reconciling {
 // again under the log's lock.
 // Timeout 5 minutes, heartbeat 30 s. It may run twice, also at once: what is queued twice gets one place.
 func (r *Reconciling) Reconcile(ctx context.Context, in ReconcileInput) (Reconciled, error) {
-	done := Reconciled{Findings: map[string]int{}}
+	var done Reconciled
 	more, err := r.attempts(ctx, time.UnixMilli(in.BegunMS), &done)
 	if err != nil {
 		return done, err
@@ -322,17 +333,17 @@ func attestsAcceptance(l postgres.LeafOf) bool {
 }
 
 // report keeps findings about what was looked at, and tells of each.
-func (r *Reconciling) report(ctx context.Context, problems []string, looked []uuid.UUID, findings []postgres.Finding, done *Reconciled) error {
+func (r *Reconciling) report(ctx context.Context, about []string, looked []uuid.UUID, findings []postgres.Finding, done *Reconciled) error {
 	if len(looked) == 0 {
 		return nil
 	}
-	for _, problem := range problems {
+	for _, problem := range about {
 		if err := postgres.Found(ctx, r.config.DB, problem, looked, findings); err != nil {
 			return err
 		}
 	}
 	for _, f := range findings {
-		done.Findings[f.Problem]++
+		*done.Findings.of(f.Problem)++
 		example := ReconcileFinding{f.Problem, id.Attempt.Format(f.Subject), id.Log.Format(f.LogID)}
 		if len(done.Examples) < reportedFindings {
 			done.Examples = append(done.Examples, example)

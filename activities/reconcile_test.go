@@ -144,12 +144,12 @@ func TestReconciliationReportsWhatItCannotRepair(t *testing.T) {
 	b.later(t)
 	done := b.reconcile(t)
 	require.Zero(t, done.Requeued)
-	require.Equal(t, map[string]int{activities.ProblemMissing: 4}, done.Findings)
+	require.Equal(t, activities.Problems{Missing: 4}, done.Findings)
 	require.Len(t, done.Examples, 4)
 	require.Equal(t, map[string]int{activities.ProblemMissing: 4}, b.findings(t))
 	require.Equal(t, 3, value[int](t, b, "select count(distinct detail) from attestation_findings"), "each has its reason; two rows say something else now")
 
-	require.Equal(t, map[string]int{activities.ProblemMissing: 4}, b.reconcile(t).Findings, "again in the next run")
+	require.Equal(t, activities.Problems{Missing: 4}, b.reconcile(t).Findings, "again in the next run")
 	require.Equal(t, 4, value[int](t, b, "select count(*) from attestation_findings where last_seen > first_seen"))
 
 	b.tamper(t, "update attempts set response_status = 200, leaf_parts = parts.leaf_parts from parts where parts.id = attempts.id")
@@ -175,7 +175,7 @@ func TestReconciliationReportsLeavesThatNobodyRecorded(t *testing.T) {
 	b.newestHead(t, 3)
 	b.tamper(t, "update attempts set log_id = $2 where id = $1", attempts[1], b.log.ID)
 	done := b.reconcile(t)
-	require.Equal(t, map[string]int{activities.ProblemLeafUnknown: 1, activities.ProblemDiffers: 1}, done.Findings)
+	require.Equal(t, activities.Problems{LeafUnknown: 1, Differs: 1}, done.Findings)
 	require.Equal(t, id.Attempt.Format(attempts[0]), done.Examples[indexOf(done.Examples, activities.ProblemLeafUnknown)].AttemptID)
 	require.Equal(t, id.Attempt.Format(attempts[1]), done.Examples[indexOf(done.Examples, activities.ProblemDiffers)].AttemptID)
 	require.Equal(t, 3, done.Leaves)
@@ -185,7 +185,7 @@ func TestReconciliationReportsLeavesThatNobodyRecorded(t *testing.T) {
 	b.tamper(t, "delete from attempts where id = (select attempt_id from leaf_queue)")
 	require.Empty(t, b.reconcile(t).Findings, "its seal may be under way")
 	b.later(t)
-	require.Equal(t, map[string]int{activities.ProblemQueuedUnknown: 1}, b.reconcile(t).Findings)
+	require.Equal(t, activities.Problems{QueuedUnknown: 1}, b.reconcile(t).Findings)
 }
 
 func indexOf(examples []activities.ReconcileFinding, problem string) int {
@@ -204,7 +204,7 @@ func TestReconciliationOfAClosedLog(t *testing.T) {
 	b.exec(t, "update logs set closed_at = now()")
 	b.later(t)
 	done := b.reconcile(t)
-	require.Equal(t, map[string]int{activities.ProblemLogClosed: 2}, done.Findings)
+	require.Equal(t, activities.Problems{LogClosed: 2}, done.Findings)
 	require.Zero(t, done.Requeued)
 	require.Equal(t, 2, b.queued(t))
 }
