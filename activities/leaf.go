@@ -20,10 +20,13 @@ func addLeaf(d *postgres.Delivery, attempt *postgres.Attempt, number, lostStarts
 		EndpointURL: attempt.EndpointURL, PayloadHash: d.PayloadHash, PayloadSize: d.PayloadSize,
 		URLHash: h.url, HeadersHash: h.headers, ResponseHash: h.response, ResponseStatus: attempt.ResponseStatus,
 		ResponseSize: attempt.ResponseSize, ResponseTruncated: attempt.ResponseTruncated,
-		Seq: d.Leaves + 1, PreviousLeafHash: d.LastLeafHash,
+		Seq: d.Leaves + 1, PreviousLeafHash: d.LastLeafHash, Nonce: attestation.NewNonce(),
 	}
 	var err error
 	if attempt.Leaf, attempt.LeafHash, err = entry.Leaf(); err != nil {
+		return err
+	}
+	if attempt.LeafParts, err = entry.Parts(); err != nil {
 		return err
 	}
 	attempt.Secrets = []byte{}

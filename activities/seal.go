@@ -3,6 +3,7 @@ package activities
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 	"go.uber.org/zap"
@@ -48,20 +50,44 @@ type SealingConfig struct {
 	DB *pgxpool.Pool // role kapsel_engine
 	// KeyDir holds <log>.seed, HighWaterDir <log>.highwater.
 	KeyDir, HighWaterDir string
-	Log                  *zap.Logger
+	// FindSigner finds what signs with a key of a log (a TypeID). It may take long, and fail. Default: the seeds in KeyDir.
+	FindSigner func(log, origin string, key ed25519.PublicKey) (*attestation.Signer, error)
+	// Metrics is where sealing registers its metrics. Default: nowhere.
+	Metrics prometheus.Registerer
+	Log     *zap.Logger
 }
 
 // Sealing grows logs and signs their heads.
 type Sealing struct {
-	config SealingConfig
+	config  SealingConfig
+	metrics *sealMetrics
 
-	mu   sync.Mutex
-	wake chan struct{} // closed and replaced to wake the loops of all logs
+	mu         sync.Mutex
+	wake       chan struct{} // closed and replaced to wake the loops of all logs
+	publishers map[uuid.UUID]*publisher
 }
 
 // NewSealing returns what seals by config.
 func NewSealing(config SealingConfig) *Sealing {
-	return &Sealing{config: config, wake: make(chan struct{})}
+	if config.FindSigner == nil {
+		config.FindSigner = func(log, origin string, key ed25519.PublicKey) (*attestation.Signer, error) {
+			return attestation.FindSigner(config.KeyDir, log, origin, key)
+		}
+	}
+	return &Sealing{
+		config: config, metrics: newSealMetrics(config.Metrics), wake: make(chan struct{}), publishers: map[uuid.UUID]*publisher{},
+	}
+}
+
+// publisher is the one of this process that publishes a log's heads.
+func (s *Sealing) publisher(log uuid.UUID) *publisher {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.publishers[log] == nil {
+		name := id.Log.Format(log)
+		s.publishers[log] = newPublisher(s.metrics, s.config.Log.With(zap.String("log_id", name)), name)
+	}
+	return s.publishers[log]
 }
 
 // Poke tells the loops of this process that leaves were queued.
@@ -80,41 +106,60 @@ func (s *Sealing) poked() <-chan struct{} {
 
 // sealer grows one log.
 type sealer struct {
+	sealing   *Sealing
 	db        *pgxpool.Pool
 	log       uuid.UUID
-	key       [32]byte // SHA-256 of the public key
-	signer    *attestation.Signer
-	former    []formerKey
+	name      string // TypeID
+	origin    string
+	publisher *publisher
 	highWater *attestation.HighWater
 	logger    *zap.Logger
 	last      int64     // ID after which the queue is read
 	scanned   time.Time // when the queue was last read from its beginning
+
+	// What signs belongs to the publisher's call that is under way.
+	key    [32]byte // SHA-256 of the public key
+	signer *attestation.Signer
+	former []formerKey
 }
 
+// LogClosed is the type of the error with which SealLog ends for a log that takes no more leaves.
+const LogClosed = "LogClosed"
+
 // SealLog grows a log until its time is over: it sequences what is queued, signs heads by the cadence, and waits for
-// more. Timeout: In.For and a minute; heartbeat timeout 10 s. Retried without end, slower and slower, because what
-// stops it needs a person: a root that doesn't fit its tiles, a head below the high-water record, a key that isn't the
-// log's. It may run twice at once, since each step is a transaction under the log's lock.
+// more. What keeps heads from being signed stops nothing else: see publisher. Timeout: In.For and a minute; heartbeat timeout
+// 10 s. Retried without end, slower and slower, because what stops it needs a person: a root that doesn't fit its tiles, a log below the
+// high-water record; but not for a log that is closed (LogClosed). It may run twice at once, since each step is a transaction
+// under the log's lock.
 func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
 	log, err := id.Log.Parse(in.LogID)
 	if err != nil {
 		return temporal.NewNonRetryableApplicationError("log ID", "Input", err)
 	}
+	err = s.sealLog(ctx, log, in.For)
+	if errors.Is(err, postgres.ErrLogClosed) {
+		return temporal.NewNonRetryableApplicationError("the log is closed", LogClosed, err)
+	}
+	return err
+}
+
+func (s *Sealing) sealLog(ctx context.Context, log uuid.UUID, duration time.Duration) error {
 	one, err := s.open(ctx, log)
 	if err != nil {
 		return err
 	}
-	end := time.NewTimer(in.For)
+	defer one.publisher.settle(publishFor)
+	end := time.NewTimer(duration)
 	defer end.Stop()
 	tick := time.NewTicker(sealTick)
 	defer tick.Stop()
 	for {
 		activity.RecordHeartbeat(ctx)
 		poked := s.poked() // before the work: what is queued during it wakes the loop again
-		err := one.seal(ctx, false)
-		if errors.Is(err, postgres.ErrKeyChanged) {
-			one, err = s.open(ctx, log) // goes on with the new key, and stops where this worker doesn't have it
-		}
+		err := one.sequence(ctx, false, func(bool) error {
+			one.publisher.try(ctx, func(ctx context.Context, check bool) error { return one.publish(ctx, check, false) })
+			return nil
+		})
 		if err != nil {
 			return err
 		}
@@ -136,53 +181,40 @@ func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
 	}
 }
 
-// SealNow sequences all that is queued for a log and signs its head, whatever the cadence says.
+// SealNow sequences all that is queued for a log and signs its head, whatever the cadence and the breaker say. Leaves are in the
+// log also if it fails for want of a signature.
 func (s *Sealing) SealNow(ctx context.Context, log uuid.UUID) error {
 	one, err := s.open(ctx, log)
 	if err != nil {
 		return err
 	}
-	err = one.seal(ctx, true)
-	if errors.Is(err, postgres.ErrKeyChanged) {
-		if one, err = s.open(ctx, log); err == nil {
-			err = one.seal(ctx, true)
-		}
-	}
-	return err
+	return one.sequence(ctx, true, func(last bool) error {
+		return one.publisher.do(ctx, func(ctx context.Context, check bool) error { return one.publish(ctx, check, last) })
+	})
 }
 
-// open loads a log's key and makes sure that it is the log's.
+// open looks a log up. Its key isn't needed before a head is due.
 func (s *Sealing) open(ctx context.Context, log uuid.UUID) (*sealer, error) {
-	row, err := db.New(s.config.DB).LogByID(ctx, log)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("open log %s: %w", id.Log.Format(log), postgres.ErrNoLog)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open log %s: %w", id.Log.Format(log), err)
-	}
 	name := id.Log.Format(log)
-	signer, err := attestation.FindSigner(s.config.KeyDir, name, row.Origin, row.PublicKey)
-	if err != nil {
-		return nil, fmt.Errorf("open log %s: %w", name, err)
-	}
-	former, err := s.formerKeys(ctx, log, row.Origin)
+	origin, err := postgres.OpenLog(ctx, s.config.DB, log)
 	if err != nil {
 		return nil, fmt.Errorf("open log %s: %w", name, err)
 	}
 	return &sealer{
-		former:    former,
+		sealing:   s,
 		db:        s.config.DB,
 		log:       log,
-		key:       sha256.Sum256(row.PublicKey),
-		signer:    signer,
-		highWater: attestation.NewHighWater(filepath.Join(s.config.HighWaterDir, name+".highwater"), row.Origin),
+		name:      name,
+		origin:    origin,
+		publisher: s.publisher(log),
+		highWater: attestation.NewHighWater(filepath.Join(s.config.HighWaterDir, name+".highwater"), origin),
 		logger:    s.config.Log.With(zap.String("log_id", name)),
 	}, nil
 }
 
-// seal sequences until the queue is empty, and publishes if a head is due.
-func (s *sealer) seal(ctx context.Context, force bool) error {
-	if force || time.Since(s.scanned) > fullScanEvery {
+// sequence sequences until the queue is empty; after each batch it calls then, which is told whether it was the last.
+func (s *sealer) sequence(ctx context.Context, whole bool, then func(last bool) error) error {
+	if whole || time.Since(s.scanned) > fullScanEvery {
 		s.last, s.scanned = 0, time.Now()
 	}
 	for {
@@ -192,13 +224,12 @@ func (s *sealer) seal(ctx context.Context, force bool) error {
 		}
 		s.last = max(s.last, done.LastID-rewind)
 		if done.Rejected > 0 {
-			s.logger.Error("leaves set aside in attestation_dead_letters", zap.Int("leaves", done.Rejected))
+			s.sealing.metrics.aside.WithLabelValues(s.name).Add(float64(done.Rejected))
+			s.logger.Error("leaves set aside in attestation_dead_letters; `kapsel log dead-letters` shows them", zap.Int("leaves", done.Rejected))
 		}
-		if err := s.publish(ctx, force && done.Taken < sequenceLimit); err != nil {
+		last := done.Taken < sequenceLimit
+		if err := then(last); err != nil || last {
 			return err
-		}
-		if done.Taken < sequenceLimit {
-			return nil
 		}
 		if activity.IsActivity(ctx) {
 			activity.RecordHeartbeat(ctx)
@@ -217,11 +248,23 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	}
 	growth := postgres.Growth{TreeSize: batch.TreeSize, RootHash: batch.RootHash}
 	var leafHashes [][]byte
+	chosen := map[uuid.UUID][]byte{}
 	for _, leaf := range batch.Leaves {
-		if reason := s.reject(leaf); reason != "" {
+		reason := s.reject(leaf)
+		if reason == "" {
+			hash, again := chosen[leaf.AttemptID]
+			switch {
+			case again && bytes.Equal(hash, leaf.Hash):
+				continue // queued twice
+			case again:
+				reason = "the attempt has another leaf, which was queued before"
+			}
+		}
+		if reason != "" {
 			growth.Rejected = append(growth.Rejected, postgres.RejectedLeaf{QueuedLeaf: leaf, Reason: reason})
 			continue
 		}
+		chosen[leaf.AttemptID] = leaf.Hash
 		growth.Accepted = append(growth.Accepted, leaf)
 		leafHashes = append(leafHashes, leaf.Hash)
 	}
@@ -239,9 +282,11 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	return growth, nil
 }
 
-// reject says why a leaf must not get an index; empty if it may. Its bytes must hash to what was recorded, and be a
-// leaf of this attempt and this log.
-func (s *sealer) reject(queued postgres.QueuedLeaf) string {
+func (s *sealer) reject(queued postgres.QueuedLeaf) string { return rejectLeaf(queued, s.origin) }
+
+// rejectLeaf says why a leaf must not get an index in the log named origin; empty if it may. Its bytes must hash to what was
+// recorded, and be a leaf of this attempt and this log.
+func rejectLeaf(queued postgres.QueuedLeaf, origin string) string {
 	if !bytes.Equal(verify.LeafHash(queued.Bytes), queued.Hash) {
 		return "hash doesn't fit the bytes"
 	}
@@ -255,8 +300,10 @@ func (s *sealer) reject(queued postgres.QueuedLeaf) string {
 		return "leaf is of another attempt"
 	case leaf.TenantID != id.Tenant.Format(queued.TenantID):
 		return "leaf is of another tenant"
-	case leaf.Origin != s.signer.Origin():
+	case leaf.Origin != origin:
 		return "leaf is of another log"
+	case queued.Recorded != nil && !bytes.Equal(queued.Recorded, queued.Hash):
+		return "hash isn't the one that the attempt recorded"
 	}
 	return ""
 }
@@ -272,8 +319,29 @@ func concerns(leaf *verify.Leaf, subject uuid.UUID) bool {
 // publish signs the head that is due, if one is; with force until none is, since the first may be an older one that a crash
 // left unsigned. The order matters: the unsigned head is committed (a crash here: it is signed by the next call, with the
 // same bytes), then the high-water record is advanced (a crash here: the same head is accepted again), then it is signed
-// twice, and both signatures become visible in one update.
-func (s *sealer) publish(ctx context.Context, force bool) error {
+// twice, and both signatures become visible in one update. With check, because it failed before, all but the database is tried
+// first, so that no head is prepared in vain, of which each leaves a row behind.
+func (s *sealer) publish(ctx context.Context, check, force bool) error {
+	err := s.publishWith(ctx, check, force)
+	if errors.Is(err, postgres.ErrKeyChanged) {
+		s.signer = nil
+		err = s.publishWith(ctx, check, force) // with the new key, if this worker has it
+	}
+	if err != nil {
+		s.signer = nil // the next call looks for the key anew
+	}
+	return err
+}
+
+func (s *sealer) publishWith(ctx context.Context, check, force bool) error {
+	if err := s.findKeys(ctx); err != nil {
+		return err
+	}
+	if check {
+		if err := attestation.Check(ctx, s.highWater, s.signer); err != nil {
+			return err
+		}
+	}
 	for {
 		head, err := postgres.NextHead(ctx, s.db, s.log, s.key, postgres.DefaultCadence, force)
 		if err != nil || head == nil {
@@ -286,6 +354,30 @@ func (s *sealer) publish(ctx context.Context, force bool) error {
 			return nil
 		}
 	}
+}
+
+// findKeys finds what signs with the log's key, and with those before it.
+func (s *sealer) findKeys(ctx context.Context) error {
+	if s.signer != nil {
+		return nil
+	}
+	row, err := db.New(s.db).LogByID(ctx, s.log)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("find key of log %s: %w", s.name, postgres.ErrLogClosed) // it was there when it was opened
+	}
+	if err != nil {
+		return fmt.Errorf("find key of log %s: %w", s.name, err)
+	}
+	signer, err := s.sealing.config.FindSigner(s.name, row.Origin, row.PublicKey)
+	if err != nil {
+		return fmt.Errorf("find key of log %s: %w", s.name, err)
+	}
+	former, err := s.sealing.formerKeys(ctx, s.log, row.Origin)
+	if err != nil {
+		return fmt.Errorf("find earlier keys of log %s: %w", s.name, err)
+	}
+	s.signer, s.former, s.key = signer, former, sha256.Sum256(row.PublicKey)
+	return nil
 }
 
 func (s *sealer) sign(ctx context.Context, head postgres.Head) error {

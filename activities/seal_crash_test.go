@@ -274,9 +274,12 @@ func TestSealWithAnotherKeyRefuses(t *testing.T) {
 	seed, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(path, []byte(hex.EncodeToString(random32())+"\n"), 0o600))
-	before := b.written(t)
+	want := b.written(t)
 	require.ErrorContains(t, b.sealing().SealNow(t.Context(), b.log.ID), "isn't the log's")
-	require.Equal(t, before, b.written(t))
+	got := b.written(t)
+	require.Equal(t, []int{3, 3, 0}, []int{got.Size, got.Leaves, got.Queued}, "sequencing needs no key")
+	require.Equal(t, want.HighWater, got.HighWater)
+	require.Zero(t, got.Signed)
 	require.Empty(t, b.unsigned(t))
 	require.NoError(t, os.WriteFile(path, seed, 0o600))
 	b.seal(t)
@@ -315,7 +318,7 @@ func TestSealOfNoLogRefuses(t *testing.T) {
 	b := setup(t)
 	require.ErrorIs(t, b.sealing().SealNow(t.Context(), id.New()), postgres.ErrNoLog)
 	b.exec(t, "update logs set closed_at = now()")
-	b.refuses(t, postgres.ErrNoLog)
+	b.refuses(t, postgres.ErrLogClosed)
 
 	env := newSuite().NewTestActivityEnvironment()
 	sealing := b.sealing()
@@ -324,4 +327,41 @@ func TestSealOfNoLogRefuses(t *testing.T) {
 	var application *temporal.ApplicationError
 	require.ErrorAs(t, err, &application)
 	require.True(t, application.NonRetryable())
+	_, err = env.ExecuteActivity(sealing.SealLog, activities.SealInput{LogID: id.Log.Format(b.log.ID), For: time.Hour})
+	require.ErrorAs(t, err, &application)
+	require.True(t, application.NonRetryable())
+	require.Equal(t, activities.LogClosed, application.Type())
+}
+
+// A log that is closed while it is sealed ends the seal, and gets nothing more.
+func TestALogThatIsClosedIsSealedNoMore(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.queueLeaves(t, 3)
+	b.seal(t)
+	sealing, ended := b.sealing(), make(chan error, 1)
+	env := newSuite().NewTestActivityEnvironment()
+	env.RegisterActivity(sealing.SealLog)
+	env.SetWorkerStopChannel(make(chan struct{}))
+	go func() {
+		_, err := env.ExecuteActivity(sealing.SealLog, activities.SealInput{LogID: id.Log.Format(b.log.ID), For: time.Hour})
+		ended <- err
+	}()
+	b.queueLeaves(t, 100)
+	b.waitForLeaves(t, 103)
+	b.exec(t, "update logs set closed_at = now()")
+	var application *temporal.ApplicationError
+	require.ErrorAs(t, <-ended, &application)
+	require.Equal(t, activities.LogClosed, application.Type())
+	before := b.written(t)
+	b.queueLeaves(t, 2)
+	b.refusesAfter(t, before, 2)
+}
+
+// refusesAfter wants nothing but so many more leaves in the queue of a closed log.
+func (b *testBundle) refusesAfter(t testing.TB, before written, queued int) {
+	t.Helper()
+	require.ErrorIs(t, b.sealing().SealNow(t.Context(), b.log.ID), postgres.ErrLogClosed)
+	before.Queued += queued
+	require.Equal(t, before, b.written(t))
 }

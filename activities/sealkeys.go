@@ -45,7 +45,7 @@ func (s *Sealing) formerKeys(ctx context.Context, log uuid.UUID, origin string) 
 		if !f.in(needed) {
 			continue
 		}
-		f.signer, err = attestation.FindSigner(s.config.KeyDir, id.Log.Format(log), origin, f.Key)
+		f.signer, err = s.config.FindSigner(id.Log.Format(log), origin, f.Key)
 		if errors.Is(err, attestation.ErrNoSeed) {
 			s.config.Log.Warn("checkpoints won't carry the lines of the log's earlier key: its seed isn't in LOG_KEY_DIR",
 				zap.String("log_id", id.Log.Format(log)), zap.Time("needed_until", time.UnixMilli(f.Until).Add(attestation.Overlap).UTC()))

@@ -167,8 +167,12 @@ func skip(e *endpoint, to recipient, row *postgres.Acceptance, deliveryID uuid.U
 		Origin: e.origin, Tenant: row.TenantID, Endpoint: row.EndpointID, Event: row.EventID, Destination: to.id,
 		Delivery: deliveryID, Attempt: attempt.ID, Kind: attempt.Kind, Outcome: attempt.Outcome, At: attempt.AttemptedAt,
 		EndpointURL: attempt.EndpointURL, PayloadHash: row.PayloadHash, PayloadSize: len(row.Body), Seq: 1,
+		Nonce: attestation.NewNonce(),
 	}
 	var err error
-	attempt.Leaf, attempt.LeafHash, err = entry.Leaf()
+	if attempt.Leaf, attempt.LeafHash, err = entry.Leaf(); err != nil {
+		return nil, err
+	}
+	attempt.LeafParts, err = entry.Parts()
 	return attempt, err
 }

@@ -18,11 +18,14 @@ import (
 //
 // The second signature line carries the signed tree head; software that doesn't know its key ID ignores it. A head that
 // another key signed is refused, so both lines always speak of the same state under the same key. Errors wrap
-// verify.ErrHeadFormat or verify.ErrSignature.
+// verify.ErrHeadFormat, verify.ErrSignature or ErrSigner.
 func (s *Signer) SignCheckpoint(sth verify.SignedTreeHead) ([]byte, error) {
 	if err := verify.TreeHead(sth, s.public); err != nil {
 		return nil, fmt.Errorf("sign checkpoint: %w", err)
 	}
-	signature := s.sign([]byte(verify.CheckpointText(s.origin, sth.TreeSize, sth.RootHash)))
+	signature, err := s.signed([]byte(verify.CheckpointText(s.origin, sth.TreeSize, sth.RootHash)))
+	if err != nil {
+		return nil, fmt.Errorf("sign checkpoint: %w", err)
+	}
 	return verify.FormatCheckpoint(s.origin, s.public, sth, signature), nil
 }

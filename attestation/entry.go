@@ -31,11 +31,16 @@ type Entry struct {
 	ResponseTruncated                  bool
 	Seq                                int    // of the leaf among its delivery's, from 1
 	PreviousLeafHash                   []byte // nil for the first
+	Nonce                              string // hex; "": Leaf makes one each time
 }
 
-// Leaf returns the entry's leaf, with a nonce of its own, and the leaf's hash. Errors wrap verify's: the entry says
+// Leaf returns the entry's leaf, and the leaf's hash. Made again from an entry with a nonce, it is the same leaf. Errors wrap verify's: the entry says
 // something that no leaf can.
 func (e *Entry) Leaf() (leaf, hash []byte, err error) {
+	nonce := e.Nonce
+	if nonce == "" {
+		nonce = NewNonce()
+	}
 	l := verify.Leaf{
 		AttemptID:         id.Attempt.Format(e.Attempt),
 		AttemptNumber:     int64(e.Number),
@@ -50,7 +55,7 @@ func (e *Entry) Leaf() (leaf, hash []byte, err error) {
 		HeadersHash:       e.HeadersHash,
 		Kind:              e.Kind,
 		LostStarts:        int64(e.LostStarts),
-		Nonce:             NewNonce(),
+		Nonce:             nonce,
 		Origin:            e.Origin,
 		Outcome:           e.Outcome,
 		PayloadHash:       hex.EncodeToString(e.PayloadHash),

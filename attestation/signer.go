@@ -15,6 +15,8 @@ var (
 	ErrHead = errors.New("head is out of range")
 	// ErrTransition is returned for a key transition that isn't this signer's to sign, or isn't complete.
 	ErrTransition = errors.New("unusable key transition")
+	// ErrSigner is returned where whatever holds the key didn't sign.
+	ErrSigner = errors.New("the log's key can't be used")
 )
 
 // Signer holds the Ed25519 key of one log and signs three things with it: tree heads, checkpoints of its own log, and
@@ -28,7 +30,7 @@ var (
 type Signer struct {
 	origin string
 	public ed25519.PublicKey
-	sign   func(message []byte) []byte // a closure, so that no formatting of the struct prints the key
+	sign   func(message []byte) ([]byte, error) // a closure, so that no formatting of the struct prints the key
 }
 
 // NewSigner makes the signer of the log named origin from a seed of 32 bytes. Errors wrap ErrSeed, verify.ErrKey or
@@ -45,8 +47,31 @@ func NewSigner(seed []byte, origin string) (*Signer, error) {
 	if err := verify.CheckPublicKey(public); err != nil {
 		return nil, fmt.Errorf("make signer: %w", err)
 	}
-	sign := func(message []byte) []byte { return ed25519.Sign(private, message) }
+	sign := func(message []byte) ([]byte, error) { return ed25519.Sign(private, message), nil }
 	return &Signer{origin: origin, public: public, sign: sign}, nil
+}
+
+// NewRemoteSigner makes the signer of the log named origin whose key is kept elsewhere, in a KMS or an HSM: sign returns that
+// key's Ed25519 signature (64 bytes; pure, not Ed25519ph) of a message. It may fail, take long, or answer wrongly: what it
+// returns is verified before anybody gets it. Errors wrap verify.ErrKey or verify.ErrOrigin.
+func NewRemoteSigner(public ed25519.PublicKey, origin string, sign func(message []byte) ([]byte, error)) (*Signer, error) {
+	if err := errors.Join(verify.CheckOrigin(origin), verify.CheckPublicKey(public)); err != nil {
+		return nil, fmt.Errorf("make signer: %w", err)
+	}
+	return &Signer{origin: origin, public: bytes.Clone(public), sign: sign}, nil
+}
+
+// signed signs a message, and verifies the signature: one that was computed wrongly is useless to everybody who wants to verify
+// it, and can give the key away to others.
+func (s *Signer) signed(message []byte) ([]byte, error) {
+	signature, err := s.sign(message)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSigner, err)
+	}
+	if len(signature) != ed25519.SignatureSize || !ed25519.Verify(s.public, message, signature) {
+		return nil, fmt.Errorf("%w: it answered with something that isn't the key's signature", ErrSigner)
+	}
+	return signature, nil
 }
 
 // Origin is the name of the log.
@@ -58,16 +83,20 @@ func (s *Signer) PublicKey() ed25519.PublicKey { return bytes.Clone(s.public) }
 // VKey is the text form of name and key that verifiers are given (c2sp.org/signed-note).
 func (s *Signer) VKey() string { return verify.VKey(s.origin, s.public) }
 
-// SignTreeHead signs a head. The caller has recorded it in the high-water record before. The error wraps ErrHead.
+// SignTreeHead signs a head. The caller has recorded it in the high-water record before. The error wraps ErrHead or ErrSigner.
 func (s *Signer) SignTreeHead(head Head) (verify.SignedTreeHead, error) {
 	if err := head.check(); err != nil {
+		return verify.SignedTreeHead{}, fmt.Errorf("sign tree head: %w", err)
+	}
+	signature, err := s.signed(verify.STHMessage(head.TreeSize, head.Timestamp, head.RootHash))
+	if err != nil {
 		return verify.SignedTreeHead{}, fmt.Errorf("sign tree head: %w", err)
 	}
 	return verify.SignedTreeHead{
 		TreeSize:  head.TreeSize,
 		Timestamp: head.Timestamp,
 		RootHash:  bytes.Clone(head.RootHash),
-		Signature: s.sign(verify.STHMessage(head.TreeSize, head.Timestamp, head.RootHash)),
+		Signature: signature,
 	}, nil
 }
 
@@ -81,10 +110,14 @@ func (s *Signer) SignTransition(t verify.Transition) (verify.NoteSignature, erro
 	if err := checkTransition(t); err != nil {
 		return verify.NoteSignature{}, fmt.Errorf("sign %s of %s: %w", t.Reason, t.Origin, err)
 	}
+	signature, err := s.signed([]byte(t.Text()))
+	if err != nil {
+		return verify.NoteSignature{}, fmt.Errorf("sign %s of %s: %w", t.Reason, t.Origin, err)
+	}
 	return verify.NoteSignature{
 		Name:      s.origin,
 		KeyID:     verify.CheckpointKeyID(s.origin, s.public),
-		Signature: s.sign([]byte(t.Text())),
+		Signature: signature,
 	}, nil
 }
 

@@ -46,6 +46,14 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 		"headers of dead": {headersSQL, []any{ids}},
 		"strays":          {removeStraysSQL, []any{ids}},
 
+		"leaves recorded":      {recordedSQL, []any{ids, delivery}},
+		"attempts recorded":    {recordedAttemptsSQL, []any{ids}},
+		"requests":             {requestsSQL, []any{ids}},
+		"leaf hashes":          {leafHashesSQL, []any{ids}},
+		"attempts of a day":    {attemptsOfDaySQL, []any{delivery, floor(id.Time(delivery).Truncate(24*time.Hour).AddDate(0, 0, 1)), 10}},
+		"leaf records":         {leafRecordsSQL, []any{ids}},
+		"events of acceptance": {eventsThereSQL, []any{ids}},
+
 		"cancel":           {requestCancelSQL, []any{ids}},
 		"standing":         {lockStandingSQL, []any{ids}},
 		"due now":          {deliveryDueNowSQL, []any{ids}},

@@ -51,7 +51,7 @@ select h.tree_size, h.root_hash, (extract(epoch from clock_timestamp()) * 1000):
         select r.sequenced_at from tree_roots r
         where r.log_id = h.log_id and r.tree_size > coalesce(p.tree_size, -1) order by r.tree_size limit 1))) * 1000, 0)::bigint,
     coalesce((select k.key_id from attestation_keys k where k.log_id = h.log_id and k.purpose = 'log' and k.not_after is null), ''),
-    coalesce(n.key_id, '')
+    coalesce(n.key_id, ''), (select l.closed_at is not null from logs l where l.id = h.log_id)
 from log_heads h
 left join lateral (select * from signed_tree_heads s where s.log_id = h.log_id order by s."timestamp" desc limit 1) n on true
 left join lateral (select * from signed_tree_heads s where s.log_id = h.log_id and s.signature is not null
@@ -69,6 +69,7 @@ type headState struct {
 	publishedTimestamp int64
 	waitedMS           int64
 	key, newestKey     []byte // IDs of the log's present key, and of the one that is to sign the newest head
+	closed             bool
 }
 
 // NextHead returns the head that is to be signed now, or nil if none is due; force makes one due if any leaf waits.
@@ -81,6 +82,9 @@ func NextHead(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, key [32]by
 		s, err := readHeadState(ctx, tx, log)
 		if err != nil {
 			return err
+		}
+		if s.closed {
+			return ErrLogClosed
 		}
 		if !bytes.Equal(s.key, key[:]) {
 			return ErrKeyChanged
@@ -118,7 +122,7 @@ func readHeadState(ctx context.Context, tx pgx.Tx, log uuid.UUID) (headState, er
 		return s, err
 	}
 	err := tx.QueryRow(ctx, headStateSQL, log).Scan(&s.size, &s.root, &s.now, &s.newestSize, &s.newest.Timestamp, &s.newest.RootHash,
-		&s.newestSigned, &s.publishedSize, &s.publishedTimestamp, &s.waitedMS, &s.key, &s.newestKey)
+		&s.newestSigned, &s.publishedSize, &s.publishedTimestamp, &s.waitedMS, &s.key, &s.newestKey, &s.closed)
 	s.newest.TreeSize = uint64(max(s.newestSize, 0))
 	return s, err
 }

@@ -70,6 +70,7 @@ type Attempt struct {
 	ResponseBody      []byte
 	LeafHash          []byte
 	Leaf              []byte
+	LeafParts         []byte // what makes Leaf again from the row, if it is lost on its way into the log
 	Secrets           []byte // payload salt, then the attempt's secret; empty if the payload is erased
 }
 
@@ -225,10 +226,10 @@ func (d *Delivery) forget() {
 const insertAttemptsSQL = `
 insert into attempts (id, delivery_id, event_id, tenant_id, endpoint_id, destination_id, log_id, number, epoch, kind, outcome,
     error, attempted_at, duration_ms, endpoint_url, response_status, response_size, response_truncated, response_headers,
-    response_body, leaf_hash)
+    response_body, leaf_hash, leaf_parts)
 select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::uuid[], $8::int[], $9::int[],
     $10::text[], $11::text[], $12::text[], $13::timestamptz[], $14::bigint[], $15::text[], $16::int[], $17::bigint[],
-    $18::boolean[], $19::bytea[], $20::bytea[], $21::bytea[])`
+    $18::boolean[], $19::bytea[], $20::bytea[], $21::bytea[], $22::bytea[])`
 
 const queueLeavesSQL = `
 insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets, erased)
@@ -296,7 +297,7 @@ func queueAttempts(batch *pgx.Batch, changes []Change) {
 	var times []time.Time
 	var durations, sizes []int64
 	var truncated, erased []bool
-	var headers, bodies, hashes, leaves, secrets [][]byte
+	var headers, bodies, hashes, parts, leaves, secrets [][]byte
 	for _, c := range changes {
 		d := c.Delivery
 		for _, a := range c.Attempts {
@@ -313,14 +314,14 @@ func queueAttempts(batch *pgx.Batch, changes []Change) {
 			statuses, sizes = append(statuses, a.ResponseStatus), append(sizes, a.ResponseSize)
 			truncated, headers = append(truncated, a.ResponseTruncated), append(headers, a.ResponseHeaders)
 			bodies, hashes = append(bodies, a.ResponseBody), append(hashes, a.LeafHash)
-			leaves, secrets = append(leaves, a.Leaf), append(secrets, a.Secrets)
+			parts, leaves, secrets = append(parts, a.LeafParts), append(leaves, a.Leaf), append(secrets, a.Secrets)
 		}
 	}
 	if len(ids) == 0 {
 		return
 	}
 	batch.Queue(insertAttemptsSQL, ids, deliveries, events, tenants, endpoints, destinations, logs, numbers, epochs, kinds,
-		outcomes, errors, times, durations, urls, statuses, sizes, truncated, headers, bodies, hashes)
+		outcomes, errors, times, durations, urls, statuses, sizes, truncated, headers, bodies, hashes, parts)
 	batch.Queue(queueLeavesSQL, logs, tenants, ids, hashes, leaves, secrets, erased)
 }
 

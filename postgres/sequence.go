@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ type QueuedLeaf struct {
 	Bytes     []byte
 	Secrets   []byte
 	Erased    bool // only its hash is to be kept
+	// Recorded is the hash that the attempt's row says its leaf in this log has; nil if there is no such row.
+	Recorded []byte
 }
 
 // RejectedLeaf is a queued leaf that must not get an index, and why.
@@ -72,12 +75,35 @@ type Sequenced struct {
 // ErrNoLog means that the log doesn't exist.
 var ErrNoLog = errors.New("log does not exist")
 
+// ErrLogClosed means that the log takes no more leaves and no more heads.
+var ErrLogClosed = errors.New("log is closed")
+
+// OpenLog returns the origin of a log that goes on. The error is ErrNoLog or ErrLogClosed if it doesn't.
+func OpenLog(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID) (origin string, err error) {
+	var closed bool
+	err = pool.QueryRow(ctx, "select origin, closed_at is not null from logs where id = $1", log).Scan(&origin, &closed)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return "", ErrNoLog
+	case err != nil:
+		return "", fmt.Errorf("read log: %w", err)
+	case closed:
+		return "", ErrLogClosed
+	}
+	return origin, nil
+}
+
 // takeLeavesSQL takes leaves in the order of their IDs. The hint lets the index scan skip rows that were just deleted;
 // a leaf whose transaction committed late may lie before it, and is found when the caller starts from 0 again.
 const takeLeavesSQL = `
 delete from leaf_queue
 where log_id = $1 and id in (select id from leaf_queue where log_id = $1 and id > $2 order by id limit $3)
 returning id, tenant_id, attempt_id, leaf_hash, leaf, secrets, erased`
+
+// lockToGrowSQL: a log that is closed while this waits for the lock may still get a batch; who closes a log holds the lock.
+const lockToGrowSQL = `
+select h.tree_size, h.root_hash, (select l.closed_at is not null from logs l where l.id = h.log_id)
+from log_heads h where h.log_id = $1 for update of h`
 
 // Sequence gives up to limit queued leaves their place in the log, in one transaction under the lock of the log's head:
 // invariant 7. grow computes what becomes of the tree; nothing of it counts before the commit. A crash anywhere leaves
@@ -87,12 +113,16 @@ func Sequence(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, after int6
 	var done Sequenced
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		var batch Batch
-		row := tx.QueryRow(ctx, "select tree_size, root_hash from log_heads where log_id = $1 for update", log)
-		if err := row.Scan(&batch.TreeSize, &batch.RootHash); err != nil {
+		row := tx.QueryRow(ctx, lockToGrowSQL, log)
+		var closed bool
+		if err := row.Scan(&batch.TreeSize, &batch.RootHash, &closed); err != nil {
 			if errors.Is(err, pgx.ErrNoRows) {
 				return ErrNoLog
 			}
 			return fmt.Errorf("lock head: %w", err)
+		}
+		if closed {
+			return ErrLogClosed
 		}
 		done = Sequenced{TreeSize: batch.TreeSize, LastID: after}
 		leaves, err := takeLeaves(ctx, tx, log, after, limit)
@@ -100,15 +130,14 @@ func Sequence(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, after int6
 			return err
 		}
 		done.Taken, done.LastID = len(leaves), leaves[len(leaves)-1].ID
-		known, err := alreadySequenced(ctx, tx, leaves)
+		var contradicting []RejectedLeaf
+		batch.Leaves, contradicting, err = unsequenced(ctx, tx, leaves)
 		if err != nil {
 			return err
 		}
-		batch.Leaves = slices.DeleteFunc(leaves, func(l QueuedLeaf) bool {
-			again := known[l.AttemptID]
-			known[l.AttemptID] = true // also what is queued twice in this batch
-			return again
-		})
+		if err := addRecorded(ctx, tx, log, batch.Leaves); err != nil {
+			return err
+		}
 		batch.RootOf = func(ctx context.Context, size uint64) ([]byte, error) { return RootOf(ctx, tx, log, size) }
 		batch.Tiles = func(ctx context.Context, ids []TileID) (map[TileID][]byte, error) {
 			return ReadTiles(ctx, tx, log, ids)
@@ -117,6 +146,7 @@ func Sequence(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, after int6
 		if err != nil {
 			return err
 		}
+		growth.Rejected = append(growth.Rejected, contradicting...)
 		done.Rejected = len(growth.Rejected)
 		if err := setAside(ctx, tx, log, growth.Rejected); err != nil {
 			return err
@@ -149,26 +179,107 @@ func takeLeaves(ctx context.Context, tx pgx.Tx, log uuid.UUID, after int64, limi
 	return leaves, nil
 }
 
-// alreadySequenced finds attempts that have a leaf: queued a second time, they are dropped rather than indexed twice.
-func alreadySequenced(ctx context.Context, tx pgx.Tx, leaves []QueuedLeaf) (map[uuid.UUID]bool, error) {
+// unsequenced splits off the leaves of attempts that have their place in a log. The same leaf queued a second time is dropped,
+// rather than indexed twice; another leaf contradicts the first.
+func unsequenced(ctx context.Context, tx pgx.Tx, leaves []QueuedLeaf) (rest []QueuedLeaf, contradicting []RejectedLeaf, err error) {
 	ids := make([]uuid.UUID, len(leaves))
 	for i, l := range leaves {
 		ids[i] = l.AttemptID
 	}
-	rows, err := tx.Query(ctx, "select attempt_id from leaf_of_attempt where attempt_id = any($1)", ids)
+	sequenced, err := SequencedLeaves(ctx, tx, ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, l := range leaves {
+		switch has, known := sequenced[l.AttemptID]; {
+		case !known:
+			rest = append(rest, l)
+		case !bytes.Equal(has.Hash, l.Hash):
+			contradicting = append(contradicting, RejectedLeaf{l, fmt.Sprintf("the attempt has another leaf, with index %d", has.Index)})
+		}
+	}
+	return rest, contradicting, nil
+}
+
+// SequencedLeaf is the place of an attempt's leaf.
+type SequencedLeaf struct {
+	LogID uuid.UUID
+	Index int64
+	Hash  []byte
+}
+
+// leafPlace is where a leaf is.
+type leafPlace struct {
+	log   uuid.UUID
+	index int64
+}
+
+// SequencedLeaves finds which attempts have their place in a log. Mostly there are none, and then only one index is read.
+func SequencedLeaves(ctx context.Context, db querier, attempts []uuid.UUID) (map[uuid.UUID]SequencedLeaf, error) {
+	rows, err := db.Query(ctx, "select attempt_id, log_id, leaf_index from leaf_of_attempt where attempt_id = any($1)", attempts)
 	if err != nil {
 		return nil, fmt.Errorf("look up leaves: %w", err)
 	}
-	known := map[uuid.UUID]bool{}
-	var attempt uuid.UUID
-	_, err = pgx.ForEachRow(rows, []any{&attempt}, func() error {
-		known[attempt] = true
+	sequenced := map[uuid.UUID]SequencedLeaf{}
+	attemptAt := map[leafPlace]uuid.UUID{}
+	indexes := map[uuid.UUID][]int64{} // by log
+	var attempt, log uuid.UUID
+	var index int64
+	_, err = pgx.ForEachRow(rows, []any{&attempt, &log, &index}, func() error {
+		attemptAt[leafPlace{log, index}] = attempt
+		indexes[log] = append(indexes[log], index)
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look up leaves: %w", err)
 	}
-	return known, nil
+	for log, of := range indexes {
+		rows, err := db.Query(ctx, "select leaf_index, leaf_hash from merkle_leaves where log_id = $1 and leaf_index = any($2)", log, of)
+		if err != nil {
+			return nil, fmt.Errorf("look up leaf hashes: %w", err)
+		}
+		var hash []byte
+		_, err = pgx.ForEachRow(rows, []any{&index, &hash}, func() error {
+			sequenced[attemptAt[leafPlace{log, index}]] = SequencedLeaf{log, index, hash}
+			hash = nil // it is the leaf's now
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("look up leaf hashes: %w", err)
+		}
+	}
+	return sequenced, nil
+}
+
+// recordedSQL reads the attempts' own word on their leaves, which nobody can change. An attempt that was recorded for another log,
+// which was closed meanwhile, says nothing about its leaf in this one.
+const recordedSQL = `select a.id, a.leaf_hash from attempts a where a.id = any($1) and a.log_id = $2`
+
+// addRecorded fills in Recorded.
+func addRecorded(ctx context.Context, tx pgx.Tx, log uuid.UUID, leaves []QueuedLeaf) error {
+	ids := make([]uuid.UUID, len(leaves))
+	for i, l := range leaves {
+		ids[i] = l.AttemptID
+	}
+	rows, err := tx.Query(ctx, recordedSQL, ids, log)
+	if err != nil {
+		return fmt.Errorf("look up attempts: %w", err)
+	}
+	recorded := make(map[uuid.UUID][]byte, len(leaves))
+	var attempt uuid.UUID
+	var hash []byte
+	_, err = pgx.ForEachRow(rows, []any{&attempt, &hash}, func() error {
+		recorded[attempt] = hash
+		hash = nil // it is the leaf's now
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look up attempts: %w", err)
+	}
+	for i := range leaves {
+		leaves[i].Recorded = recorded[leaves[i].AttemptID]
+	}
+	return nil
 }
 
 // querier is a pool or a transaction.

@@ -46,6 +46,8 @@ type Config struct {
 	// KeyDir holds the seeds of the logs' keys, <log>.seed, and HighWaterDir their high-water records. If KeyDir is
 	// empty, this worker carries deliveries only, and others must seal.
 	KeyDir, HighWaterDir string
+	// ReconcileEvery is how often attempts and logs are compared, by the workers that seal; the same for all. Default: 5 minutes.
+	ReconcileEvery time.Duration
 	// Metrics is where the worker registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
 	// Log gets one line an event.
@@ -90,6 +92,9 @@ func Run(ctx context.Context, config Config) error {
 	}
 	if config.DisableAfter == 0 {
 		config.DisableAfter = defaultDisableAfter
+	}
+	if config.ReconcileEvery == 0 {
+		config.ReconcileEvery = defaultReconcileEvery
 	}
 	w := &Worker{config: config, metrics: newMetrics(config.Metrics), interrupt: make(chan struct{})}
 	if err := w.connect(ctx); err != nil {
@@ -138,7 +143,7 @@ func (w *Worker) build() {
 	}
 	w.client = webhook.NewClient(webhook.ClientConfig{Allow: c.Allow})
 	w.sealing = activities.NewSealing(activities.SealingConfig{
-		DB: c.Engine, KeyDir: c.KeyDir, HighWaterDir: c.HighWaterDir, Log: c.Log,
+		DB: c.Engine, KeyDir: c.KeyDir, HighWaterDir: c.HighWaterDir, Metrics: c.Metrics, Log: c.Log,
 	})
 	w.recorder = activities.NewRecorder(activities.RecorderConfig{
 		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke, OnTurn: w.dispatcher.Wake,
@@ -169,6 +174,10 @@ func (w *Worker) build() {
 	w.attest = worker.New(w.temporal, workflows.AttestationTaskQueue, worker.Options{WorkerStopTimeout: stopTimeout})
 	w.attest.RegisterWorkflowWithOptions(workflows.AttestLog, workflow.RegisterOptions{Name: workflows.AttestLogName})
 	w.attest.RegisterActivityWithOptions(w.sealing.SealLog, activity.RegisterOptions{Name: "SealLog"})
+	w.attest.RegisterWorkflowWithOptions(workflows.Reconcile, workflow.RegisterOptions{Name: workflows.ReconcileName})
+	w.attest.RegisterActivity(activities.NewReconciling(activities.ReconcilingConfig{
+		DB: c.Engine, OnLeaves: w.sealing.Poke, Metrics: c.Metrics, Log: c.Log,
+	}))
 }
 
 // serve runs the loops until ctx ends, and stops everything in order.
@@ -188,6 +197,7 @@ func (w *Worker) serve(ctx context.Context) {
 	loops.Go(func() { w.listen(ctx) })
 	loops.Go(func() { w.maintain(ctx) })
 	loops.Go(func() { w.watchCircuits(ctx) })
+	loops.Go(func() { w.watchSealing(ctx) })
 	w.config.Log.Info("worker started", zap.String("temporal", w.config.Temporal.HostPort))
 
 	<-ctx.Done()
@@ -264,7 +274,7 @@ func (w *Worker) ensureAttestLogs(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return ensureReconciliation(ctx, w.temporal, w.config.ReconcileEvery)
 }
 
 // lastSeal publishes what was recorded until now, so that a stopped system leaves nothing unsigned.

@@ -1,6 +1,7 @@
 package workflows
 
 import (
+	"errors"
 	"time"
 
 	"go.temporal.io/sdk/temporal"
@@ -17,7 +18,7 @@ type AttestInput struct {
 // sealFor is how long one SealLog runs; its loop is inside the activity, so a seal costs the workflow no event.
 const sealFor = 10 * time.Minute
 
-// AttestLog grows one log for ever: one SealLog after the other, each on whichever worker takes it. Its ID is unique, so
+// AttestLog grows one log until that is closed: one SealLog after the other, each on whichever worker takes it. Its ID is unique, so
 // there is one per log; that two of its activities could overlap after a lost heartbeat does no harm, because sequencing
 // and publishing are transactions under the log's own lock.
 func AttestLog(ctx workflow.Context, in AttestInput) error {
@@ -28,7 +29,12 @@ func AttestLog(ctx workflow.Context, in AttestInput) error {
 	})
 	for {
 		var s *activities.Sealing
-		if err := workflow.ExecuteActivity(options, s.SealLog, activities.SealInput{LogID: in.LogID, For: sealFor}).Get(ctx, nil); err != nil {
+		err := workflow.ExecuteActivity(options, s.SealLog, activities.SealInput{LogID: in.LogID, For: sealFor}).Get(ctx, nil)
+		var failed *temporal.ApplicationError
+		if errors.As(err, &failed) && failed.Type() == activities.LogClosed {
+			return nil // there is nothing more to do; no worker of a version before this one ends a seal like that
+		}
+		if err != nil {
 			return err
 		}
 		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() || workflow.GetInfo(ctx).GetCurrentHistoryLength() > 1000 {

@@ -108,3 +108,18 @@ func TestASealThatFailsIsTriedAgain(t *testing.T) {
 	require.Equal(t, 10*time.Second, options.HeartbeatTimeout)
 	require.Greater(t, options.StartToCloseTimeout, a.sealed[0].For, "a seal ends by itself")
 }
+
+// A closed log needs no workflow.
+func TestALogThatIsClosedEndsItsWorkflow(t *testing.T) {
+	t.Parallel()
+	a := newAttester(func(before int) error {
+		if before < 3 {
+			return nil
+		}
+		return temporal.NewNonRetryableApplicationError("the log is closed", activities.LogClosed, nil)
+	})
+	a.env.ExecuteWorkflow(workflows.AttestLogName, workflows.AttestInput{LogID: "log_1"})
+	require.True(t, a.env.IsWorkflowCompleted())
+	require.NoError(t, a.env.GetWorkflowError())
+	require.Len(t, a.sealed, 4)
+}

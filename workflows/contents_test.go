@@ -67,11 +67,13 @@ func allowedIn(parent any, workflowName string, activityNames map[int64]string) 
 			workflows.AttestLogName:      {&workflows.AttestInput{}},
 			workflows.DeliverBatchName:   {&workflows.BatchInput{}},
 			workflows.DeliverWebhookName: {&workflows.DeliverInput{}},
+			workflows.ReconcileName:      {&activities.Reconciled{}}, // the result of the run before
 		}[workflowName]
 	case *historypb.WorkflowExecutionCompletedEventAttributes:
 		return map[string][]any{
 			workflows.DeliverBatchName:   {&activities.BatchResult{}},
 			workflows.DeliverWebhookName: {&workflows.DeliverResult{}},
+			workflows.ReconcileName:      {&activities.Reconciled{}},
 		}[workflowName]
 	case *historypb.MarkerRecordedEventAttributes:
 		if at.GetMarkerName() == "Version" {
@@ -88,6 +90,7 @@ func allowedIn(parent any, workflowName string, activityNames map[int64]string) 
 			"RecordBatch":   {&[]activities.RecordInput{}},
 			"Requeue":       {&activities.RequeueInput{}},
 			"SealLog":       {&activities.SealInput{}},
+			"Reconcile":     {&activities.ReconcileInput{}},
 
 			"CancelDelivery": {&activities.CancelInput{}},
 		}[at.GetActivityType().GetName()]
@@ -96,9 +99,10 @@ func allowedIn(parent any, workflowName string, activityNames map[int64]string) 
 			"SendAttempt":   {&activities.SendResult{}},
 			"RecordAttempt": {&activities.Progress{}},
 			"SendBatch":     {&activities.BatchResult{}},
+			"Reconcile":     {&activities.Reconciled{}},
 		}[activityNames[at.GetScheduledEventId()]]
 	case *commonpb.SearchAttributes:
-		return []any{new(keyword), new(versions)}
+		return []any{new(time.Time), new(keyword), new(versions)} // the time: when a schedule was to start it
 	case *sdkpb.UserMetadata:
 		return []any{new(summary)}
 	}
@@ -117,7 +121,7 @@ const typeID = `(dlv|evt|ep|dst|ten|log|clm)_[0-9a-hjkmnp-tv-z]{26}`
 var (
 	smallText = regexp.MustCompile(`^(` + typeID + `|[0-9a-f]{64}|[a-z_]{0,24}|SendAttempt|[0-9]{1,9})$`)
 	aChange   = regexp.MustCompile(`^([a-z]+-[0-9]+)?$`)
-	aSummary  = regexp.MustCompile(`^(event ` + typeID + ` to ` + typeID + `|grows [a-z0-9.:-]+/log/` + typeID + `|until attempt [0-9]+|[0-9]+ deliveries)$`)
+	aSummary  = regexp.MustCompile(`^(event ` + typeID + ` to ` + typeID + `|grows [a-z0-9.:-]+/log/` + typeID + `|until attempt [0-9]+|[0-9]+ deliveries|compares attempts and logs)$`)
 )
 
 func checkPayload(payload *commonpb.Payload, allowed []any) error {

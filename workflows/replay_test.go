@@ -68,6 +68,7 @@ func replay(t *testing.T, history *historypb.History, deliver deliverWebhook, at
 	replayer.RegisterWorkflowWithOptions(deliver, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
 	replayer.RegisterWorkflowWithOptions(attest, workflow.RegisterOptions{Name: workflows.AttestLogName})
 	replayer.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
+	replayer.RegisterWorkflowWithOptions(workflows.Reconcile, workflow.RegisterOptions{Name: workflows.ReconcileName})
 	return seen, replayer.ReplayWorkflowHistory(quiet, history)
 }
 
@@ -87,7 +88,8 @@ func TestSavedHistoriesReplay(t *testing.T) {
 			requireSameResult(t, history, seen)
 		})
 	}
-	require.Equal(t, map[string]bool{workflows.DeliverWebhookName: true, workflows.DeliverBatchName: true, workflows.AttestLogName: true}, names,
+	require.Equal(t, map[string]bool{workflows.DeliverWebhookName: true, workflows.DeliverBatchName: true, workflows.AttestLogName: true,
+		workflows.ReconcileName: true}, names,
 		"each workflow has a history")
 }
 

@@ -22,6 +22,7 @@ const (
 	DeliverWebhookName = "DeliverWebhook"
 	DeliverBatchName   = "DeliverBatch"
 	AttestLogName      = "AttestLog"
+	ReconcileName      = "Reconcile"
 )
 
 // DeliveryWorkflowID names the workflow that carries a delivery (a TypeID) in an epoch. It is used once: what has been
@@ -35,6 +36,9 @@ func BatchWorkflowID(claim string) string { return "batch/" + claim }
 
 // AttestWorkflowID names the one workflow that grows a log (a TypeID).
 func AttestWorkflowID(log string) string { return "attest/" + log }
+
+// ReconcileScheduleID names the schedule that starts Reconcile, and the workflows it starts, before their time.
+const ReconcileScheduleID = "reconcile"
 
 // The search attributes, typed keyword. Values are TypeIDs; the outcome is the delivery's state at its end.
 var (

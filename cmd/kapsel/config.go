@@ -56,6 +56,8 @@ type Config struct {
 
 	LogHighWaterDir string `env:"LOG_HIGH_WATER_DIR" for:"worker log fsck rebuild" help:"A directory with the logs' high-water records. All workers that seal share it, and it never goes back to an older state: keep it out of the backups of the database. Set it together with LOG_KEY_DIR."`
 
+	ReconcileEvery time.Duration `env:"RECONCILE_EVERY" envDefault:"5m" for:"worker" help:"How often attempts and logs are compared, such as 5m: 1m to 24h. The same for all workers."`
+
 	TargetDatabaseURL string `env:"TARGET_DATABASE_URL" for:"rebuild" help:"A fresh database, which gets the log: its schema was made by kapsel migrate, and no log in it has leaves. Needed."`
 
 	LogLevel zapcore.Level `env:"LOG_LEVEL" envDefault:"info" for:"api worker" help:"debug, info, warn or error."`
@@ -123,6 +125,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("MAX_IN_FLIGHT is %d; allowed are 1 to 10000", c.MaxInFlight)
 	case c.DestinationDisableAfter != 0 && c.DestinationDisableAfter < time.Minute:
 		return fmt.Errorf("DESTINATION_DISABLE_AFTER is %s; allowed are 1m and more, and 0 for never", c.DestinationDisableAfter)
+	case c.ReconcileEvery < time.Minute || c.ReconcileEvery > 24*time.Hour:
+		return fmt.Errorf("RECONCILE_EVERY is %s; allowed are 1m to 24h", c.ReconcileEvery)
 	case (c.LogKeyDir == "") != (c.LogHighWaterDir == ""):
 		return errors.New("LOG_KEY_DIR and LOG_HIGH_WATER_DIR go together; set both or neither")
 	}

@@ -16,7 +16,8 @@ import (
 
 func logCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "log", Short: "Make and look after logs", Args: cobra.NoArgs, RunE: help}
-	cmd.AddCommand(logInitCommand(), logRotateCommand(), logFsckCommand(), logExportCommand(), logRebuildCommand(), logRecoverCommand())
+	cmd.AddCommand(logInitCommand(), logRotateCommand(), logFsckCommand(), logExportCommand(), logRebuildCommand(),
+		logRecoverCommand(), logDeadLettersCommand())
 	return cmd
 }
 

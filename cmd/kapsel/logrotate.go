@@ -37,7 +37,7 @@ signs, and nobody comes to trust it because of that. Give auditors the new publi
 way than through Kapsel itself; with it, everything from before keeps verifying.
 
 The new seed is written to LOG_KEY_DIR with mode 0600. Back it up. A worker that doesn't find it
-there seals nothing until it does. Run the command again after a crash: it goes on with the same
+there signs nothing until it does. Run the command again after a crash: it goes on with the same
 key. Workers may run meanwhile. docs/guides/log-keys.md says more.
 
 ` + variables("log"),

@@ -51,16 +51,17 @@ claims nothing more, gives requests in flight 8 s, signs what was recorded, and 
 				return unlessStopped(cmd.Context(), err)
 			}
 			return unlessStopped(cmd.Context(), worker.Run(cmd.Context(), worker.Config{
-				Engine:       engine,
-				DirectURL:    config.DatabaseDirectURL,
-				Temporal:     options,
-				MaxInFlight:  config.MaxInFlight,
-				DisableAfter: config.disableAfter(),
-				Allow:        config.AllowNetworks,
-				KeyDir:       config.LogKeyDir,
-				HighWaterDir: config.LogHighWaterDir,
-				Metrics:      registry,
-				Log:          log,
+				Engine:         engine,
+				DirectURL:      config.DatabaseDirectURL,
+				Temporal:       options,
+				MaxInFlight:    config.MaxInFlight,
+				DisableAfter:   config.disableAfter(),
+				Allow:          config.AllowNetworks,
+				KeyDir:         config.LogKeyDir,
+				HighWaterDir:   config.LogHighWaterDir,
+				ReconcileEvery: config.ReconcileEvery,
+				Metrics:        registry,
+				Log:            log,
 			}))
 		},
 	}

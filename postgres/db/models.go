@@ -44,7 +44,8 @@ type Attempt struct {
 	ResponseBody      []byte
 	LeafHash          []byte
 	RecordedAt        time.Time
-	LeafParts         []byte
+	// nonce, lost starts, hashes: attestation.Entry.Parts
+	LeafParts []byte
 }
 
 type AttestationDeadLetter struct {
@@ -57,6 +58,19 @@ type AttestationDeadLetter struct {
 	Secrets    []byte
 	Reason     string
 	FailedAt   time.Time
+	ResolvedAt *time.Time
+	Resolution *string
+	ResolvedBy *string
+}
+
+type AttestationFinding struct {
+	Problem    string
+	Subject    uuid.UUID
+	LogID      uuid.UUID
+	TenantID   uuid.UUID
+	Detail     string
+	FirstSeen  time.Time
+	LastSeen   time.Time
 	ResolvedAt *time.Time
 }
 
@@ -379,6 +393,17 @@ type OrderedDelivery struct {
 	Seq           int64
 	DeliveryID    uuid.UUID
 	TenantID      uuid.UUID
+}
+
+type ReconciledDay struct {
+	Day        time.Time
+	After      *uuid.UUID
+	FinishedAt *time.Time
+}
+
+type ReconciledLog struct {
+	LogID     uuid.UUID
+	LeafIndex int64
 }
 
 type Redelivery struct {
