@@ -112,12 +112,12 @@ func (c *LogCloser) Close(ctx context.Context, successor uuid.UUID, published He
 
 // Waiting reads up to limit leaves that wait for the log, in the order in which they were queued.
 func (c *LogCloser) Waiting(ctx context.Context, after int64, limit int) ([]QueuedLeaf, error) {
-	rows, err := c.Tx.Query(ctx, `select id, tenant_id, attempt_id, leaf_hash, leaf, secrets from leaf_queue
+	rows, err := c.Tx.Query(ctx, `select id, tenant_id, attempt_id, leaf_hash, leaf, secrets, erased from leaf_queue
 		where log_id = $1 and id > $2 order by id limit $3 for update`, c.log, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read queue: %w", err)
 	}
-	leaves, err := pgx.CollectRows(rows, pgx.RowToStructByPos[QueuedLeaf])
+	leaves, err := pgx.CollectRows(rows, scanQueued)
 	if err != nil {
 		return nil, fmt.Errorf("read queue: %w", err)
 	}
@@ -134,10 +134,10 @@ type MovedLeaf struct {
 
 const (
 	requeueLeavesSQL = `
-insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets)
-select $1, u.tenant_id, u.attempt_id, u.leaf_hash, u.leaf, u.secrets
-from unnest($2::uuid[], $3::uuid[], $4::bytea[], $5::bytea[], $6::bytea[]) with ordinality
-    as u(tenant_id, attempt_id, leaf_hash, leaf, secrets, place)
+insert into leaf_queue (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets, erased)
+select $1, u.tenant_id, u.attempt_id, u.leaf_hash, u.leaf, u.secrets, u.erased
+from unnest($2::uuid[], $3::uuid[], $4::bytea[], $5::bytea[], $6::bytea[], $7::boolean[]) with ordinality
+    as u(tenant_id, attempt_id, leaf_hash, leaf, secrets, erased, place)
 order by u.place`
 
 	noteMovedSQL = `
@@ -159,13 +159,15 @@ func (c *LogCloser) Move(ctx context.Context, successor uuid.UUID, leaves []Move
 	n := len(leaves)
 	ids, tenants, attempts, deliveries := make([]int64, n), make([]uuid.UUID, n), make([]uuid.UUID, n), make([]uuid.UUID, n)
 	oldHashes, newHashes, newBytes, secrets := make([][]byte, n), make([][]byte, n), make([][]byte, n), make([][]byte, n)
+	erased := make([]bool, n)
 	for i, l := range leaves {
 		ids[i], tenants[i], attempts[i], deliveries[i] = l.ID, l.TenantID, l.AttemptID, l.Delivery
 		oldHashes[i], newHashes[i], newBytes[i], secrets[i] = l.Hash, l.NewHash, l.NewBytes, l.Secrets
+		erased[i] = l.Erased
 	}
 	batch := &pgx.Batch{}
 	batch.Queue("delete from leaf_queue where log_id = $1 and id = any($2)", c.log, ids)
-	batch.Queue(requeueLeavesSQL, successor, tenants, attempts, newHashes, newBytes, secrets)
+	batch.Queue(requeueLeavesSQL, successor, tenants, attempts, newHashes, newBytes, secrets, erased)
 	batch.Queue(noteMovedSQL, c.log, successor, attempts, tenants, oldHashes, newHashes)
 	batch.Queue(moveChainsSQL, deliveries, oldHashes, newHashes)
 	if err := c.Tx.SendBatch(ctx, batch).Close(); err != nil {

@@ -33,7 +33,7 @@ func attempted(d *postgres.Delivery) postgres.Change {
 	return postgres.Change{Delivery: d, Delay: time.Hour, Attempts: []postgres.Attempt{{
 		ID: id.AttemptOf(d.ID, 1), Number: 1, Kind: "attempt", Outcome: "retry", AttemptedAt: time.Now(), EndpointURL: "https://example.com/in",
 		ResponseStatus: 503, ResponseHeaders: []byte("A: b\r\n"), ResponseBody: []byte("personal"), ResponseSize: 8,
-		LeafHash: d.LastLeafHash, Leaf: leaf, Secrets: bytes.Repeat([]byte{7}, 64),
+		LeafHash: d.LastLeafHash, Leaf: leaf, LeafParts: []byte("parts"), Secrets: bytes.Repeat([]byte{7}, 64),
 	}}}
 }
 
@@ -80,6 +80,7 @@ func (b *testBundle) requireErased(t testing.TB, event uuid.UUID, leaves bool) {
 	require.Zero(t, b.count(t, "select count(*) from attestation_dead_letters where secrets <> '' and attempt_id in "+subjects, event))
 	require.Zero(t, b.count(t, "select count(*) from merkle_leaves where secrets is not null and attempt_id in "+subjects, event))
 	if leaves {
+		require.Zero(t, b.count(t, "select count(*) from attempts where event_id = $1 and leaf_parts is not null", event))
 		require.Zero(t, b.count(t, "select count(*) from leaf_queue where not erased and attempt_id in "+subjects, event))
 		require.Zero(t, b.count(t, "select count(*) from merkle_leaves where leaf is not null and attempt_id in "+subjects, event))
 	}

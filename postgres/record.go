@@ -304,6 +304,9 @@ func queueAttempts(batch *pgx.Batch, changes []Change) {
 			if d.PayloadErased { // meanwhile: what came in or opens the leaf must not outlive the erasure
 				a.ResponseHeaders, a.ResponseBody, a.Secrets = nil, nil, []byte{}
 			}
+			if d.LeavesErased {
+				a.LeafParts = nil
+			}
 			erased = append(erased, d.LeavesErased)
 			ids, deliveries, events = append(ids, a.ID), append(deliveries, d.ID), append(events, d.EventID)
 			tenants, endpoints = append(tenants, d.TenantID), append(endpoints, d.EndpointID)

@@ -163,15 +163,17 @@ func Sequence(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, after int6
 	return done, nil
 }
 
+func scanQueued(row pgx.CollectableRow) (l QueuedLeaf, err error) {
+	err = row.Scan(&l.ID, &l.TenantID, &l.AttemptID, &l.Hash, &l.Bytes, &l.Secrets, &l.Erased)
+	return l, err
+}
+
 func takeLeaves(ctx context.Context, tx pgx.Tx, log uuid.UUID, after int64, limit int) ([]QueuedLeaf, error) {
 	rows, err := tx.Query(ctx, takeLeavesSQL, log, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("take leaves: %w", err)
 	}
-	leaves, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l QueuedLeaf, err error) {
-		err = row.Scan(&l.ID, &l.TenantID, &l.AttemptID, &l.Hash, &l.Bytes, &l.Secrets, &l.Erased)
-		return l, err
-	})
+	leaves, err := pgx.CollectRows(rows, scanQueued)
 	if err != nil {
 		return nil, fmt.Errorf("take leaves: %w", err)
 	}

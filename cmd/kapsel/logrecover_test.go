@@ -16,16 +16,6 @@ import (
 	"github.com/kapsel-io/kapsel/postgres/postgrestest"
 )
 
-// variable is what the log's commands are given.
-func (s *sealedLog) variable(name string) string {
-	for _, entry := range s.env {
-		if len(entry) > len(name) && entry[:len(name)+1] == name+"=" {
-			return entry[len(name)+1:]
-		}
-	}
-	return ""
-}
-
 func (s *sealedLog) seal(t *testing.T) error {
 	t.Helper()
 	return activities.NewSealing(activities.SealingConfig{DB: s.engine, KeyDir: s.variable("LOG_KEY_DIR"),
