@@ -107,7 +107,9 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 	if err != nil {
 		return postgres.Accepted{}, err
 	}
-	if !accepted.Duplicate {
+	if accepted.Duplicate {
+		s.metrics.events.WithLabelValues("duplicate").Inc()
+	} else {
 		s.metrics.accepted(row)
 	}
 	if accepted.Duplicate && accepted.BodyDiffers && key.Idempotency {
