@@ -49,6 +49,8 @@ type SealingConfig struct {
 	// KeyDir holds <log>.seed, HighWaterDir <log>.highwater.
 	KeyDir, HighWaterDir string
 	Log                  *zap.Logger
+	// Metrics tell how logs grow. nil: nothing is counted.
+	Metrics *SealMetrics
 }
 
 // Sealing grows logs and signs their heads.
@@ -87,6 +89,7 @@ type sealer struct {
 	former    []formerKey
 	highWater *attestation.HighWater
 	logger    *zap.Logger
+	metrics   *SealMetrics
 	last      int64     // ID after which the queue is read
 	scanned   time.Time // when the queue was last read from its beginning
 }
@@ -102,6 +105,7 @@ func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
 	}
 	one, err := s.open(ctx, log)
 	if err != nil {
+		s.config.Metrics.failed()
 		return err
 	}
 	end := time.NewTimer(in.For)
@@ -116,6 +120,7 @@ func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
 			one, err = s.open(ctx, log) // goes on with the new key, and stops where this worker doesn't have it
 		}
 		if err != nil {
+			s.config.Metrics.failed()
 			return err
 		}
 		select {
@@ -177,6 +182,7 @@ func (s *Sealing) open(ctx context.Context, log uuid.UUID) (*sealer, error) {
 		signer:    signer,
 		highWater: attestation.NewHighWater(filepath.Join(s.config.HighWaterDir, name+".highwater"), row.Origin),
 		logger:    s.config.Log.With(zap.String("log_id", name)),
+		metrics:   s.config.Metrics,
 	}, nil
 }
 
@@ -186,10 +192,12 @@ func (s *sealer) seal(ctx context.Context, force bool) error {
 		s.last, s.scanned = 0, time.Now()
 	}
 	for {
+		start := time.Now()
 		done, err := postgres.Sequence(ctx, s.db, s.log, s.last, sequenceLimit, s.grow)
 		if err != nil {
 			return err
 		}
+		s.metrics.sequenced(start, done.Taken-done.Rejected)
 		s.last = max(s.last, done.LastID-rewind)
 		if done.Rejected > 0 {
 			s.logger.Error("leaves set aside in attestation_dead_letters", zap.Int("leaves", done.Rejected))
@@ -300,6 +308,7 @@ func (s *sealer) sign(ctx context.Context, head postgres.Head) error {
 	}
 	stored, err := postgres.StoreSignatures(ctx, s.db, s.log, head, sth.Signature, checkpoint)
 	if stored {
+		s.metrics.published(head.Timestamp)
 		s.logger.Info("head published", zap.Uint64("tree_size", head.TreeSize))
 	}
 	return err

@@ -107,14 +107,15 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 	if err != nil {
 		return postgres.Accepted{}, err
 	}
-	if accepted.Duplicate {
-		s.metrics.events.WithLabelValues("duplicate").Inc()
-	} else {
+	if !accepted.Duplicate {
 		s.metrics.accepted(row)
 	}
 	if accepted.Duplicate && accepted.BodyDiffers && key.Idempotency {
 		return postgres.Accepted{}, &problem{kind: kindKeyConflict, detail: "This Idempotency-Key was used for " +
 			id.Event.Format(accepted.EventID) + ", which has another body. Send a new key with a new body."}
+	}
+	if accepted.Duplicate {
+		s.metrics.events.WithLabelValues("duplicate").Inc()
 	}
 	return accepted, nil
 }
