@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 	"go.uber.org/zap"
@@ -48,14 +49,15 @@ type SealingConfig struct {
 	DB *pgxpool.Pool // role kapsel_engine
 	// KeyDir holds <log>.seed, HighWaterDir <log>.highwater.
 	KeyDir, HighWaterDir string
-	Log                  *zap.Logger
-	// Metrics tell how logs grow. nil: nothing is counted.
-	Metrics *SealMetrics
+	// Metrics is where sealing registers its metrics. Default: nowhere.
+	Metrics prometheus.Registerer
+	Log     *zap.Logger
 }
 
 // Sealing grows logs and signs their heads.
 type Sealing struct {
 	config SealingConfig
+	growth *logMetrics
 
 	mu   sync.Mutex
 	wake chan struct{} // closed and replaced to wake the loops of all logs
@@ -63,7 +65,7 @@ type Sealing struct {
 
 // NewSealing returns what seals by config.
 func NewSealing(config SealingConfig) *Sealing {
-	return &Sealing{config: config, wake: make(chan struct{})}
+	return &Sealing{config: config, growth: newLogMetrics(config.Metrics), wake: make(chan struct{})}
 }
 
 // Poke tells the loops of this process that leaves were queued.
@@ -89,7 +91,7 @@ type sealer struct {
 	former    []formerKey
 	highWater *attestation.HighWater
 	logger    *zap.Logger
-	metrics   *SealMetrics
+	growth    *logMetrics
 	last      int64     // ID after which the queue is read
 	scanned   time.Time // when the queue was last read from its beginning
 }
@@ -105,7 +107,6 @@ func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
 	}
 	one, err := s.open(ctx, log)
 	if err != nil {
-		s.config.Metrics.failed()
 		return err
 	}
 	end := time.NewTimer(in.For)
@@ -120,7 +121,6 @@ func (s *Sealing) SealLog(ctx context.Context, in SealInput) error {
 			one, err = s.open(ctx, log) // goes on with the new key, and stops where this worker doesn't have it
 		}
 		if err != nil {
-			s.config.Metrics.failed()
 			return err
 		}
 		select {
@@ -182,7 +182,7 @@ func (s *Sealing) open(ctx context.Context, log uuid.UUID) (*sealer, error) {
 		signer:    signer,
 		highWater: attestation.NewHighWater(filepath.Join(s.config.HighWaterDir, name+".highwater"), row.Origin),
 		logger:    s.config.Log.With(zap.String("log_id", name)),
-		metrics:   s.config.Metrics,
+		growth:    s.growth,
 	}, nil
 }
 
@@ -197,7 +197,7 @@ func (s *sealer) seal(ctx context.Context, force bool) error {
 		if err != nil {
 			return err
 		}
-		s.metrics.sequenced(start, done.Taken-done.Rejected)
+		s.growth.sequenced(start, done.Taken-done.Rejected)
 		s.last = max(s.last, done.LastID-rewind)
 		if done.Rejected > 0 {
 			s.logger.Error("leaves set aside in attestation_dead_letters", zap.Int("leaves", done.Rejected))
@@ -308,7 +308,7 @@ func (s *sealer) sign(ctx context.Context, head postgres.Head) error {
 	}
 	stored, err := postgres.StoreSignatures(ctx, s.db, s.log, head, sth.Signature, checkpoint)
 	if stored {
-		s.metrics.published(head.Timestamp)
+		s.growth.published(head.Timestamp)
 		s.logger.Info("head published", zap.Uint64("tree_size", head.TreeSize))
 	}
 	return err

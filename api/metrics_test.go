@@ -63,7 +63,7 @@ func TestMetricsTellOfRequests(t *testing.T) {
 	for range 3 {
 		acceptedID(t, b.ingest(t, endpoint, `{"n":1}`, "Idempotency-Key", "one"))
 	}
-	problem(t, b.ingest(t, endpoint, `{"n":2}`, "Idempotency-Key", "one"), http.StatusUnprocessableEntity, "idempotency-key-conflict")
+	problem(t, b.ingest(t, endpoint, `{"n":2}`, "Idempotency-Key", "one"), http.StatusConflict, "idempotency-conflict")
 	problem(t, b.ingest(t, id.Endpoint.Format(id.New()), "{}"), http.StatusNotFound, "not-found")
 
 	const route = "/ingest/:endpoint_id"

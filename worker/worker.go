@@ -148,7 +148,7 @@ func (w *Worker) build() {
 	w.client = webhook.NewClient(webhook.ClientConfig{Allow: c.Allow})
 	w.sealing = activities.NewSealing(activities.SealingConfig{
 		DB: c.Engine, KeyDir: c.KeyDir, HighWaterDir: c.HighWaterDir, Log: c.Log,
-		Metrics: activities.NewSealMetrics(c.Metrics),
+		Metrics: c.Metrics,
 	})
 	w.recorder = activities.NewRecorder(activities.RecorderConfig{
 		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke, OnTurn: w.dispatcher.Wake,
