@@ -36,8 +36,8 @@ type Backlog struct {
 	OldestHead time.Duration
 	// Workers hold a lease.
 	Workers int
-	// DaysAhead is for how many days after today there are partitions.
-	DaysAhead int
+	// PartitionsAhead is for how long from now there are partitions.
+	PartitionsAhead time.Duration
 }
 
 // DestinationBacklog is how many deliveries wait for a destination.
@@ -110,9 +110,9 @@ order by h.tree_size desc, l.id`
 const restBacklogSQL = `
 select (select count(*) from (select from attestation_dead_letters where resolved_at is null limit $1) open_letters)::int,
     (select count(*) from workers where alive_until > now())::int,
-    coalesce((select max(to_date(right(c.relname, 8), 'YYYYMMDD')) - (now() at time zone 'UTC')::date
+    coalesce((select extract(epoch from max(to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp at time zone 'UTC' - now())
         from pg_inherits i join pg_class c on c.oid = i.inhrelid
-        where i.inhparent = 'events'::regclass and c.relname ~ '^events_\d{8}$'), 0)`
+        where i.inhparent = 'events'::regclass and c.relname ~ '^events_\d{8}$'), 0)::float8`
 
 // ReadBacklog reads what waits, with the most destinations and the largest logs. The pool must be one of role Engine, because
 // it looks at all tenants.
@@ -177,7 +177,10 @@ func (b *Backlog) readLogs(ctx context.Context, pool *pgxpool.Pool, most int) er
 }
 
 func (b *Backlog) readRest(ctx context.Context, pool *pgxpool.Pool, _ int) error {
-	return pool.QueryRow(ctx, restBacklogSQL, mostDeadLetters).Scan(&b.DeadLetters, &b.Workers, &b.DaysAhead)
+	var ahead float64
+	err := pool.QueryRow(ctx, restBacklogSQL, mostDeadLetters).Scan(&b.DeadLetters, &b.Workers, &ahead)
+	b.PartitionsAhead = seconds(ahead)
+	return err
 }
 
 func seconds(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }

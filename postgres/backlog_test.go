@@ -23,8 +23,8 @@ func TestBacklogOfNothing(t *testing.T) {
 	t.Parallel()
 	backlog := setup(t).backlog(t, 3)
 	require.Len(t, backlog.Logs, 1)
-	require.Positive(t, backlog.DaysAhead)
-	backlog.Logs, backlog.DaysAhead = nil, 0
+	require.Positive(t, backlog.PartitionsAhead)
+	backlog.Logs, backlog.PartitionsAhead = nil, 0
 	require.Equal(t, postgres.Backlog{}, backlog)
 }
 

@@ -35,7 +35,7 @@ type backlog struct {
 
 	up, waiting, oldestDue, oldestWaiting, destinations *prometheus.Desc
 	leaves, oldestUnattested, headAge, deadLetters      *prometheus.Desc
-	treeSize, publishedSize, workers, daysAhead         *prometheus.Desc
+	treeSize, publishedSize, workers, ahead             *prometheus.Desc
 }
 
 func newBacklog(db *pgxpool.Pool, log *zap.Logger) *backlog {
@@ -59,14 +59,14 @@ func newBacklog(db *pgxpool.Pool, log *zap.Logger) *backlog {
 		treeSize:      desc("kapsel_log_tree_size", "Leaves in a log, of the largest logs, at most 10.", "log_id"),
 		publishedSize: desc("kapsel_log_published_size", "Leaves in a log that its newest signed head covers.", "log_id"),
 		workers:       desc("kapsel_workers", "Workers that hold a lease."),
-		daysAhead:     desc("kapsel_partitions_days_ahead", "For how many days after today there are partitions. Without one nothing can be accepted."),
+		ahead:         desc("kapsel_partitions_ahead_seconds", "For how long from now there are partitions. Without one nothing can be accepted."),
 	}
 }
 
 // Describe sends what Collect may send.
 func (b *backlog) Describe(to chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{b.up, b.waiting, b.oldestDue, b.oldestWaiting, b.destinations, b.leaves, b.oldestUnattested,
-		b.headAge, b.deadLetters, b.treeSize, b.publishedSize, b.workers, b.daysAhead} {
+		b.headAge, b.deadLetters, b.treeSize, b.publishedSize, b.workers, b.ahead} {
 		to <- desc
 	}
 }
@@ -100,7 +100,7 @@ func (b *backlog) Collect(to chan<- prometheus.Metric) {
 		gauge(b.publishedSize, l.Published, id.Log.Format(l.ID))
 	}
 	gauge(b.workers, float64(now.Workers))
-	gauge(b.daysAhead, float64(now.DaysAhead))
+	gauge(b.ahead, now.PartitionsAhead.Seconds())
 }
 
 // look asks Postgres, unless somebody did a moment ago. Whoever comes meanwhile waits for the same answer.
