@@ -23,6 +23,8 @@ type Activities struct {
 	Permits *Permits
 	// Latencies is told how long each request took.
 	Latencies *Latencies
+	// Metrics count what was sent. nil: nothing is counted.
+	Metrics *Metrics
 	// Interrupt is closed when requests in flight must end, because the worker stops.
 	Interrupt <-chan struct{}
 }

@@ -58,6 +58,8 @@ type RecorderConfig struct {
 	OnTurn func()
 	// Busy reports whether many deliveries are under way, each with a workflow of its own. Default: never.
 	Busy func() bool
+	// Metrics count the deliveries that ended. nil: nothing is counted.
+	Metrics *Metrics
 	// Observe is told of each commit: rows, time and outcome.
 	Observe func(rows int, took time.Duration, err error)
 }
@@ -65,6 +67,7 @@ type RecorderConfig struct {
 // recorded is the answer to a Recording.
 type recorded struct {
 	progress Progress
+	applied  bool  // this very recording led there
 	err      error // of this recording alone
 }
 
@@ -79,6 +82,9 @@ func NewRecorder(config RecorderConfig) *Recorder {
 			}
 			if err == nil && turns && config.OnTurn != nil {
 				config.OnTurn()
+			}
+			for i, result := range results {
+				config.Metrics.recorded(rows[i].Delivery, result)
 			}
 			return results, err
 		},
@@ -151,7 +157,7 @@ func commitRecordings(ctx context.Context, db *pgxpool.Pool, seen *circuits, row
 				}
 				changes = append(changes, change)
 				turns = turns || change.PassesTurn()
-				results[i] = recorded{progress: Progress{State: d.State, Delay: change.Delay, Moved: change.Park}}
+				results[i] = recorded{applied: true, progress: Progress{State: d.State, Delay: change.Delay, Moved: change.Park}}
 			}
 		}
 		return changes, nil

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.temporal.io/sdk/activity"
 
 	"github.com/kapsel-io/kapsel/attestation"
 	"github.com/kapsel-io/kapsel/delivery"
@@ -110,6 +111,8 @@ func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcom
 	if s.Probe != uuid.Nil {
 		outcome.Probe = s.Probe.String()
 	}
+	a.Metrics.sent(&outcome)
+	tellSent(ctx, to, s, &outcome)
 	var response Response
 	if result.Status != 0 {
 		outcome.ResponseHash = commit(verify.LabelResponse, secret, result.Body)
@@ -118,6 +121,16 @@ func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcom
 		response = Response{Headers: webhook.EncodeHeaders(result.Header), Body: result.Body}
 	}
 	return outcome, response, nil
+}
+
+// tellSent writes the one line of an attempt, in whichever lane. A debug line, because receivers that fail would fill any other.
+func tellSent(ctx context.Context, to *target, s sending, o *Outcome) {
+	if activity.IsActivity(ctx) {
+		activity.GetLogger(ctx).Debug("attempt sent", "event_id", id.Event.Format(s.Payload.EventID),
+			"delivery_id", id.Delivery.Format(s.Delivery), "destination_id", id.Destination.Format(to.ID),
+			"attempt_id", id.Attempt.Format(id.AttemptOf(s.Delivery, s.Attempt)), "attempt", s.Attempt, "outcome", o.Outcome,
+			"error_class", o.Error, "status", o.ResponseStatus, "took", o.Duration)
+	}
 }
 
 // interruptible returns a context that also ends when the worker has no more time for requests in flight.

@@ -61,6 +61,7 @@ type SealingConfig struct {
 type Sealing struct {
 	config  SealingConfig
 	metrics *sealMetrics
+	growth  *logMetrics
 
 	mu         sync.Mutex
 	wake       chan struct{} // closed and replaced to wake the loops of all logs
@@ -75,7 +76,8 @@ func NewSealing(config SealingConfig) *Sealing {
 		}
 	}
 	return &Sealing{
-		config: config, metrics: newSealMetrics(config.Metrics), wake: make(chan struct{}), publishers: map[uuid.UUID]*publisher{},
+		config: config, metrics: newSealMetrics(config.Metrics), growth: newLogMetrics(config.Metrics),
+		wake: make(chan struct{}), publishers: map[uuid.UUID]*publisher{},
 	}
 }
 
@@ -114,6 +116,7 @@ type sealer struct {
 	publisher *publisher
 	highWater *attestation.HighWater
 	logger    *zap.Logger
+	growth    *logMetrics
 	last      int64     // ID after which the queue is read
 	scanned   time.Time // when the queue was last read from its beginning
 
@@ -209,6 +212,7 @@ func (s *Sealing) open(ctx context.Context, log uuid.UUID) (*sealer, error) {
 		publisher: s.publisher(log),
 		highWater: attestation.NewHighWater(filepath.Join(s.config.HighWaterDir, name+".highwater"), origin),
 		logger:    s.config.Log.With(zap.String("log_id", name)),
+		growth:    s.growth,
 	}, nil
 }
 
@@ -218,10 +222,12 @@ func (s *sealer) sequence(ctx context.Context, whole bool, then func(last bool) 
 		s.last, s.scanned = 0, time.Now()
 	}
 	for {
+		start := time.Now()
 		done, err := postgres.Sequence(ctx, s.db, s.log, s.last, sequenceLimit, s.grow)
 		if err != nil {
 			return err
 		}
+		s.growth.sequenced(start, done.Taken-done.Rejected)
 		s.last = max(s.last, done.LastID-rewind)
 		if done.Rejected > 0 {
 			s.sealing.metrics.aside.WithLabelValues(s.name).Add(float64(done.Rejected))
@@ -400,6 +406,7 @@ func (s *sealer) sign(ctx context.Context, head postgres.Head) error {
 	}
 	stored, err := postgres.StoreSignatures(ctx, s.db, s.log, head, sth.Signature, checkpoint)
 	if stored {
+		s.growth.published(head.Timestamp)
 		s.logger.Info("head published", zap.Uint64("tree_size", head.TreeSize))
 	}
 	return err

@@ -123,6 +123,9 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 		return postgres.Accepted{}, &problem{kind: kindKeyConflict, detail: "This Idempotency-Key was used for " +
 			id.Event.Format(accepted.EventID) + ", which has another body. Send a new key with a new body."}
 	}
+	if accepted.Duplicate {
+		s.metrics.events.WithLabelValues("duplicate").Inc()
+	}
 	return accepted, nil
 }
 

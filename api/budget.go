@@ -37,6 +37,13 @@ func (b *budget) add(endpoint uuid.UUID, n int64) bool {
 	return b.used <= b.max && held <= b.share
 }
 
+// held is what all bodies use together.
+func (b *budget) held() float64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return float64(b.used)
+}
+
 // holding is one request's part of a budget.
 type holding struct {
 	budget   *budget

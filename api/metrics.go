@@ -11,6 +11,8 @@ import (
 
 // metrics are what an api process tells of what it accepts.
 type metrics struct {
+	events       *prometheus.CounterVec // by whether they were new
+	size         prometheus.Histogram
 	skipped      prometheus.Counter
 	filterErrors *prometheus.CounterVec
 	operational  *prometheus.CounterVec
@@ -26,6 +28,13 @@ const (
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
 	m := &metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kapsel_events_total", Help: "Webhooks that were answered with 200, by result: accepted, or duplicate of one that was accepted before.",
+		}, []string{"result"}),
+		size: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "kapsel_event_body_bytes", Help: "Sizes of the bodies of accepted webhooks.",
+			Buckets: prometheus.ExponentialBuckets(256, 4, 9), // to 16 MiB
+		}),
 		skipped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kapsel_deliveries_skipped_total", Help: "Deliveries that a filter left out and that were recorded as skipped.",
 		}),
@@ -42,7 +51,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		}
 	}
 	if registerer != nil {
-		registerer.MustRegister(m.skipped, m.filterErrors, m.operational)
+		registerer.MustRegister(m.events, m.size, m.skipped, m.filterErrors, m.operational)
 	}
 	return m
 }
@@ -59,8 +68,23 @@ func (m *metrics) toldEvent(row *postgres.Acceptance) {
 	m.accepted(row)
 }
 
-// accepted counts what filters did with an event that was stored.
+// watch registers what is read from the server when Prometheus asks.
+func (*metrics) watch(registerer prometheus.Registerer, s *Server) {
+	if registerer == nil {
+		return
+	}
+	gauge := func(name, help string, value func() float64) {
+		registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("kapsel_ingest_body_bytes", "Bytes of webhooks' bodies in memory: being read, or waiting for their commit.", s.bodies.held)
+	gauge("kapsel_ingest_body_bytes_max", "How many there may be; beyond it webhooks are answered 503.", func() float64 { return float64(s.bodies.max) })
+	registerer.MustRegister(postgres.NewPoolCollector("ingest", s.config.Engine), postgres.NewPoolCollector("management", s.config.API))
+}
+
+// accepted counts an event that was stored, and what filters did with it.
 func (m *metrics) accepted(row *postgres.Acceptance) {
+	m.events.WithLabelValues("accepted").Inc()
+	m.size.Observe(float64(len(row.Body)))
 	for _, d := range row.Deliveries {
 		if d.Skipped != nil {
 			m.skipped.Inc()

@@ -92,9 +92,11 @@ func New(config Config) (*Server, error) {
 	}
 	s.endpoints = newEndpointCache(config.Engine)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
-		Commit: s.commit,
-		Size:   (*postgres.Acceptance).Size,
+		Commit:  s.commit,
+		Size:    (*postgres.Acceptance).Size,
+		Observe: postgres.NewCommitMetrics(config.Metrics, "accept").Observe,
 	})
+	s.metrics.watch(config.Metrics, s)
 	s.handler = s.routes()
 	return s, nil
 }
@@ -141,7 +143,7 @@ func (s *Server) routes() http.Handler {
 	engine.ContextWithFallback = true // handlers get the gin.Context as their context: it must end with the request
 	engine.HandleMethodNotAllowed = true
 	engine.RedirectTrailingSlash = false // a redirected POST would lose its body
-	engine.Use(nameRequest, s.logRequest, s.recoverPanic, secure)
+	engine.Use(newHTTPMetrics(s.config.Metrics).observe, nameRequest, s.logRequest, s.recoverPanic, secure)
 	engine.NoRoute(func(c *gin.Context) {
 		s.fail(c, &problem{kind: kindNotFound, detail: "There is nothing at this path."})
 	})

@@ -134,7 +134,11 @@ func (d *Dispatcher) round(ctx context.Context, name string, step func(context.C
 	if !alive {
 		return
 	}
-	if err := step(ctx, worker); err != nil && ctx.Err() == nil {
+	start := time.Now()
+	err := step(ctx, worker)
+	d.metrics.rounds.WithLabelValues(name).Observe(time.Since(start).Seconds())
+	if err != nil && ctx.Err() == nil {
+		d.metrics.failures.WithLabelValues(name).Inc()
 		d.log.Warn("dispatch round ended early", zap.String("step", name), zap.Error(err))
 	}
 }
@@ -401,6 +405,7 @@ func (d *Dispatcher) adopt(ctx context.Context, claimed ...postgres.Claimed) err
 		}
 		d.Recorded(c.DeliveryID)
 		if requeued {
+			d.metrics.lost.WithLabelValues("dispatcher").Inc()
 			d.log.Warn("carrier ended without a record; delivery requeued",
 				zap.String("delivery_id", id.Delivery.Format(c.DeliveryID)), zap.Int("epoch", c.Epoch))
 		}

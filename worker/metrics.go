@@ -21,6 +21,9 @@ type metrics struct {
 	eager    *prometheus.CounterVec // workflow starts, by whether their first task came back with the answer
 	circuits *prometheus.GaugeVec   // by state, those that are not closed
 	disabled prometheus.Counter
+	rounds   *prometheus.HistogramVec // of the dispatcher, by step
+	failures *prometheus.CounterVec   // of these
+	lost     *prometheus.CounterVec   // carriers that were gone, by who noticed
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -40,9 +43,20 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		disabled: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kapsel_destinations_disabled_total", Help: "Destinations that this worker disabled because their receiver kept failing.",
 		}),
+		rounds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "kapsel_dispatcher_round_duration_seconds", Help: "How long the dispatcher's rounds take, by step.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"step"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kapsel_dispatcher_round_failures_total", Help: "Of these, those that ended with an error; the next one tries again.",
+		}, []string{"step"}),
+		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kapsel_carriers_lost_total",
+			Help: "Deliveries that went back into the queue because the workflow that carried them was gone, by who noticed: dispatcher or sweeper.",
+		}, []string{"by"}),
 	}
 	if registerer != nil {
-		registerer.MustRegister(m.claimed, m.batching, m.eager, m.circuits, m.disabled)
+		registerer.MustRegister(m.claimed, m.batching, m.eager, m.circuits, m.disabled, m.rounds, m.failures, m.lost)
 	}
 	return m
 }

@@ -30,6 +30,7 @@ type Sweeper struct {
 	temporal client.Client
 	log      *zap.Logger
 	every    time.Duration
+	metrics  *metrics
 }
 
 // Run sweeps until ctx ends.
@@ -84,6 +85,7 @@ func (s *Sweeper) handOver(ctx context.Context, c postgres.Claimed) error {
 	if err != nil || !requeued {
 		return err
 	}
+	s.metrics.lost.WithLabelValues("sweeper").Inc()
 	s.log.Warn("carrier is gone; delivery requeued",
 		zap.String("delivery_id", id.Delivery.Format(c.DeliveryID)), zap.Int("epoch", c.Epoch))
 	return nil

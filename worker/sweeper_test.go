@@ -32,7 +32,7 @@ func TestTheSweeperRemovesStrays(t *testing.T) {
 	core, lines := observer.New(zapcore.DebugLevel)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	go (&Sweeper{db: engine, log: zap.New(core), every: 10 * time.Millisecond}).Run(ctx)
+	go (&Sweeper{db: engine, log: zap.New(core), every: 10 * time.Millisecond, metrics: newMetrics(nil)}).Run(ctx)
 	require.Eventually(t, func() bool { return lines.Len() > 0 }, 30*time.Second, 10*time.Millisecond)
 	require.Equal(t, id.Delivery.Format(stray), lines.All()[0].ContextMap()["delivery_id"])
 	var left []string

@@ -97,6 +97,11 @@ func Run(ctx context.Context, config Config) error {
 		config.ReconcileEvery = defaultReconcileEvery
 	}
 	w := &Worker{config: config, metrics: newMetrics(config.Metrics), interrupt: make(chan struct{})}
+	handler, closer := sdkMetrics(config.Metrics, config.Log)
+	defer func() { _ = closer.Close() }()
+	if config.Metrics != nil {
+		w.config.Temporal.MetricsHandler = handler
+	}
 	if err := w.connect(ctx); err != nil {
 		return err
 	}
@@ -134,12 +139,16 @@ func (w *Worker) connect(ctx context.Context) error {
 
 func (w *Worker) build() {
 	c := w.config
-	latencies := activities.NewLatencies()
+	latencies, attempts := activities.NewLatencies(), activities.NewMetrics(c.Metrics)
 	w.permits = activities.NewPermits(2*c.MaxInFlight, w.lease.Holder)
 	w.dispatcher = &Dispatcher{
 		db: c.Engine, temporal: w.temporal, lease: w.lease, latencies: latencies, log: c.Log, limit: c.MaxInFlight,
 		places:  places{permits: w.permits, latencies: latencies},
 		metrics: w.metrics, wake: make(chan struct{}, 1), inFlight: map[uuid.UUID]*flight{},
+	}
+	w.dispatcher.watch(c.Metrics)
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(newBacklog(c.Engine, c.Log), postgres.NewPoolCollector("worker", c.Engine))
 	}
 	w.client = webhook.NewClient(webhook.ClientConfig{Allow: c.Allow})
 	w.sealing = activities.NewSealing(activities.SealingConfig{
@@ -147,7 +156,7 @@ func (w *Worker) build() {
 	})
 	w.recorder = activities.NewRecorder(activities.RecorderConfig{
 		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke, OnTurn: w.dispatcher.Wake,
-		Busy: w.dispatcher.busy,
+		Busy: w.dispatcher.busy, Metrics: attempts, Observe: postgres.NewCommitMetrics(c.Metrics, "record").Observe,
 	})
 	w.commander = &Commander{
 		db: c.Engine, temporal: w.temporal, log: c.Log, onDue: w.dispatcher.Wake, onLeaf: w.sealing.Poke,
@@ -166,7 +175,7 @@ func (w *Worker) build() {
 	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
 	w.delivery.RegisterActivity(&activities.Activities{
 		DB: c.Engine, Client: w.client, Loader: w.loader, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
-		Permits: w.permits,
+		Permits: w.permits, Metrics: attempts,
 	})
 	if c.KeyDir == "" {
 		return
@@ -188,7 +197,7 @@ func (w *Worker) serve(ctx context.Context) {
 	held.Go(func() { w.lease.Run(background) })
 	divider := &divider{db: w.config.Engine, lease: w.lease, permits: w.permits, log: w.config.Log}
 	held.Go(func() { divider.run(background) })
-	sweeper := &Sweeper{db: w.config.Engine, temporal: w.temporal, log: w.config.Log, every: sweepEvery}
+	sweeper := &Sweeper{db: w.config.Engine, temporal: w.temporal, log: w.config.Log, every: sweepEvery, metrics: w.metrics}
 	loops.Go(func() { w.dispatcher.Run(ctx) })
 	loops.Go(func() { sweeper.Run(ctx) })
 	redeliverer := &Redeliverer{db: w.config.Engine, log: w.config.Log, onDue: w.dispatcher.Wake}
