@@ -21,7 +21,8 @@ func apiCommand() *cobra.Command {
 		Long: `Accept webhooks and answer the management and proof API. It needs only Postgres; any number
 may run at once. While Postgres is away it answers 503 and recovers by itself.
 
-On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
+On SIGTERM /health/ready says 503. After STOP_DELAY it stops accepting, gives requests in
+flight DRAIN_TIMEOUT, commits what was taken in, and exits with 0. A second signal ends it at once.
 
 ` + variables("api"),
 		Args: cobra.NoArgs,
@@ -57,7 +58,8 @@ On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
 			server, err := api.New(api.Config{
 				Engine: engine, API: management, Log: log, Notify: notifier.Notify,
 				Allow: config.AllowNetworks, PublicURL: config.PublicURL, Metrics: registry,
-				HeadsOnly: config.LogPublic == "heads",
+				HeadsOnly: config.LogPublic == "heads", StopDelay: config.StopDelay, DrainTimeout: config.DrainTimeout,
+				MaxRequests: config.IngestMaxRequests, TenantRate: config.IngestTenantRate,
 				Current:   func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
 			})
 			if err != nil { // with two pools, only this can be wrong
