@@ -21,6 +21,8 @@ type Redeliverer struct {
 	db    *pgxpool.Pool
 	log   *zap.Logger
 	onDue func() // something in the queue became due
+
+	failing outage
 }
 
 // Run takes steps until ctx ends.
@@ -32,7 +34,9 @@ func (r *Redeliverer) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			r.steps(ctx)
+			if r.failing.due() {
+				r.steps(ctx)
+			}
 		}
 	}
 }
@@ -45,6 +49,7 @@ func (r *Redeliverer) steps(ctx context.Context) {
 			r.failed(ctx, step, err)
 			return
 		}
+		r.failing.note(r.log, "take steps of redeliveries", nil)
 		if step.Created > 0 {
 			r.onDue()
 		}
@@ -59,10 +64,11 @@ func (r *Redeliverer) failed(ctx context.Context, step postgres.RedeliveryStep, 
 	if ctx.Err() != nil {
 		return
 	}
-	r.log.Warn("redelivery step not taken", zap.String("job_id", id.Job.Format(step.Job)), zap.Error(err))
 	if step.Job == uuid.Nil || postgres.Unavailable(err) {
+		r.failing.note(r.log, "take steps of redeliveries", err)
 		return
 	}
+	r.log.Warn("redelivery step not taken", zap.String("job_id", id.Job.Format(step.Job)), zap.Error(err))
 	if err := postgres.RedeliveryFailed(ctx, r.db, step.Job); err != nil {
 		r.log.Warn("failure not noted", zap.String("job_id", id.Job.Format(step.Job)), zap.Error(err))
 	}

@@ -48,6 +48,8 @@ type Config struct {
 	KeyDir, HighWaterDir string
 	// Metrics is where the worker registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
+	// Health is told how the worker is. Default: nobody is.
+	Health *Health
 	// Log gets one line an event.
 	Log *zap.Logger
 }
@@ -78,12 +80,12 @@ type Worker struct {
 	client     *webhook.Client
 	sealing    *activities.Sealing
 	interrupt  chan struct{}
-	delivery   worker.Worker
-	attest     worker.Worker
+	delivery   *sdkWorker
+	attest     *sdkWorker // nil: it seals nothing
 }
 
 // Run carries deliveries until ctx ends, then stops in order: no new claims, requests in flight for 8 s more, what is to
-// be recorded, a last seal, the lease. It returns an error only if it could not start.
+// be recorded, a last seal, the lease. What it needs it waits for; it returns an error only if ctx ended before it had started.
 func Run(ctx context.Context, config Config) error {
 	if config.MaxInFlight == 0 {
 		config.MaxInFlight = 200
@@ -91,18 +93,23 @@ func Run(ctx context.Context, config Config) error {
 	if config.DisableAfter == 0 {
 		config.DisableAfter = defaultDisableAfter
 	}
+	if config.Health == nil {
+		config.Health = NewHealth()
+	}
+	config.Health.Set(CheckSchema, "")
 	w := &Worker{config: config, metrics: newMetrics(config.Metrics), interrupt: make(chan struct{})}
 	if err := w.connect(ctx); err != nil {
 		return err
 	}
 	defer w.temporal.Close()
 	w.build()
-	if err := w.delivery.Start(); err != nil {
-		return fmt.Errorf("start delivery worker: %w", err)
+	if err := w.delivery.start(ctx); err != nil {
+		return err
 	}
 	if w.attest != nil {
-		if err := w.attest.Start(); err != nil {
-			return fmt.Errorf("start attestation worker: %w", err)
+		if err := w.attest.start(ctx); err != nil {
+			w.delivery.Stop()
+			return err
 		}
 	}
 	w.serve(ctx)
@@ -148,7 +155,22 @@ func (w *Worker) build() {
 		db: c.Engine, temporal: w.temporal, log: c.Log, onDue: w.dispatcher.Wake, onLeaf: w.sealing.Poke,
 	}
 	w.loader = activities.NewLoader(c.Engine, w.dispatcher.busy)
-	w.delivery = worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
+	acts := &activities.Activities{
+		DB: c.Engine, Client: w.client, Loader: w.loader, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
+		Permits: w.permits,
+	}
+	w.delivery = &sdkWorker{name: "delivery", log: c.Log, make: func(onFatal func(error)) worker.Worker {
+		return w.newDelivery(acts, onFatal)
+	}}
+	if c.KeyDir != "" {
+		w.attest = &sdkWorker{name: "attestation", log: c.Log, make: w.newAttestation}
+	}
+}
+
+func (w *Worker) newDelivery(acts *activities.Activities, onFatal func(error)) worker.Worker {
+	c := w.config
+	delivery := worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
+		OnFatalError: onFatal,
 		// Every claimed delivery may have a local activity and an ordinary one at the same time.
 		MaxConcurrentLocalActivityExecutionSize: 2 * c.MaxInFlight,
 		MaxConcurrentActivityExecutionSize:      2 * c.MaxInFlight,
@@ -157,18 +179,17 @@ func (w *Worker) build() {
 		MaxConcurrentActivityTaskPollers:        4,
 		WorkerStopTimeout:                       stopTimeout,
 	})
-	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverWebhook, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
-	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
-	w.delivery.RegisterActivity(&activities.Activities{
-		DB: c.Engine, Client: w.client, Loader: w.loader, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
-		Permits: w.permits,
-	})
-	if c.KeyDir == "" {
-		return
-	}
-	w.attest = worker.New(w.temporal, workflows.AttestationTaskQueue, worker.Options{WorkerStopTimeout: stopTimeout})
-	w.attest.RegisterWorkflowWithOptions(workflows.AttestLog, workflow.RegisterOptions{Name: workflows.AttestLogName})
-	w.attest.RegisterActivityWithOptions(w.sealing.SealLog, activity.RegisterOptions{Name: "SealLog"})
+	delivery.RegisterWorkflowWithOptions(workflows.DeliverWebhook, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
+	delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
+	delivery.RegisterActivity(acts)
+	return delivery
+}
+
+func (w *Worker) newAttestation(onFatal func(error)) worker.Worker {
+	attest := worker.New(w.temporal, workflows.AttestationTaskQueue, worker.Options{OnFatalError: onFatal, WorkerStopTimeout: stopTimeout})
+	attest.RegisterWorkflowWithOptions(workflows.AttestLog, workflow.RegisterOptions{Name: workflows.AttestLogName})
+	attest.RegisterActivityWithOptions(w.sealing.SealLog, activity.RegisterOptions{Name: "SealLog"})
+	return attest
 }
 
 // serve runs the loops until ctx ends, and stops everything in order.
@@ -188,9 +209,14 @@ func (w *Worker) serve(ctx context.Context) {
 	loops.Go(func() { w.listen(ctx) })
 	loops.Go(func() { w.maintain(ctx) })
 	loops.Go(func() { w.watchCircuits(ctx) })
+	loops.Go(func() { w.watchTemporal(ctx) })
+	watch := postgres.NewWatch(nil, w.config.Engine) // so that the pool lets go of connections that hang or lead to a standby
+	loops.Go(func() { watch.Run(ctx) })
+	w.config.Health.started(w.lease.Alive)
 	w.config.Log.Info("worker started", zap.String("temporal", w.config.Temporal.HostPort))
 
 	<-ctx.Done()
+	w.config.Health.Set(CheckTraffic, "stopping")
 	w.config.Log.Info("worker stopping")
 	loops.Wait()
 	drained := time.AfterFunc(drainFor, func() { close(w.interrupt) })

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 
@@ -42,15 +43,15 @@ flight DRAIN_TIMEOUT, commits what was taken in, and exits with 0. A second sign
 			}
 			defer management.Close()
 			// Away, it is waited for; without a schema it can only be answered with errors.
-			if current, err := schemaCurrent(cmd.Context(), engine); err == nil && !current {
-				return migrations.ErrBehind
+			if err := checkSchema(cmd.Context(), engine); errors.Is(err, migrations.ErrBehind) {
+				return err
 			}
 			listener, err := net.Listen("tcp", config.ListenAddr)
 			if err != nil {
 				return fmt.Errorf("LISTEN_ADDR can't be listened on: %w", err)
 			}
 			registry := prometheus.NewRegistry()
-			if err := serveMetrics(cmd.Context(), config.MetricsAddr, registry, log); err != nil {
+			if err := serveMetrics(cmd.Context(), config.MetricsAddr, registry, nil, log); err != nil {
 				return err
 			}
 			notifier := postgres.NewNotifier(engine)

@@ -56,7 +56,7 @@ type Config struct {
 
 	DestinationDisableAfter time.Duration `env:"DESTINATION_DISABLE_AFTER" envDefault:"120h" for:"worker" help:"How long every attempt to a destination must fail before it is disabled, such as 120h or 90m: 1m or more, or 0 for never. What waits for it stays in the queue, and goes on when it is enabled again. The same for all workers."`
 
-	MetricsAddr string `env:"METRICS_ADDR" for:"api worker" help:"Where Prometheus finds the process's metrics, at /metrics: host:port, or :port for all addresses. Each process on a host needs one of its own. Default: nowhere."`
+	MetricsAddr string `env:"METRICS_ADDR" for:"api worker" help:"Where Prometheus finds the process's metrics, at /metrics, and probes a worker's health, at /health/…: host:port, or :port for all addresses. Each process on a host needs one of its own. Default: nowhere."`
 
 	LogPublic logPublic `env:"LOG_PUBLIC" envDefault:"tiles" for:"api" help:"What of the logs can be read without an API key. heads: signed tree heads, keys and consistency proofs. tiles: also the tiles of the tree, so that monitors and mirrors of other projects work; they hold hashes that tell nothing about a leaf, but how many there are of all tenants together is plain."`
 

@@ -65,7 +65,7 @@ func TestAWorkerThatWaitsCanBeStopped(t *testing.T) {
 	t.Parallel()
 	for waits, environ := range map[string][]string{
 		"waiting for Postgres":         {"DATABASE_URL=postgres://kapsel:secret@127.0.0.1:1/kapsel"},
-		"not yet: connect to Temporal": {"DATABASE_URL=" + postgrestest.New(t), "TEMPORAL_ADDRESS=127.0.0.1:1"},
+		"not now: connect to Temporal": {"DATABASE_URL=" + postgrestest.New(t), "TEMPORAL_ADDRESS=127.0.0.1:1"},
 	} {
 		cmd := exec.CommandContext(t.Context(), "kapsel", "worker")
 		cmd.Env = append(os.Environ(), environ...)
