@@ -10,12 +10,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/kapsel-io/kapsel/admin"
@@ -64,6 +67,33 @@ func value[T any](t *testing.T, pool *pgxpool.Pool, sql string, args ...any) T {
 func (b *testBundle) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
 	_, err := b.owner.Exec(t.Context(), sql, args...)
+	require.NoError(t, err)
+}
+
+// A container that starts again, or two of them that start at once, make one log.
+func TestEnsureLogMakesOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	logs := make([]admin.Log, 4)
+	var made atomic.Int32
+	var all sync.WaitGroup
+	for i := range logs {
+		all.Go(func() {
+			log, isNew, err := admin.EnsureLog(context.Background(), b.owner, b.config("kapsel.example"))
+			assert.NoError(t, err)
+			if isNew {
+				made.Add(1)
+			}
+			logs[i] = log
+		})
+	}
+	all.Wait()
+	require.EqualValues(t, 1, made.Load())
+	require.EqualValues(t, 1, value[int](t, b.owner, "select count(*) from logs"))
+	for _, log := range logs {
+		require.Equal(t, logs[0], log)
+	}
+	_, err := attestation.LoadSigner(filepath.Join(b.keyDir, id.Log.Format(logs[0].ID)+".seed"), logs[0].Origin)
 	require.NoError(t, err)
 }
 

@@ -74,6 +74,44 @@ func CreateLog(ctx context.Context, owner *pgxpool.Pool, config LogConfig) (Log,
 	return log, nil
 }
 
+// EnsureLog makes a log unless there is an open one, and tells whether it made it. Of several that call it at once, one does.
+func EnsureLog(ctx context.Context, owner *pgxpool.Pool, config LogConfig) (log Log, made bool, err error) {
+	err = pgx.BeginFunc(ctx, owner, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtext('kapsel: the first log'))"); err != nil {
+			return err
+		}
+		q := db.New(tx)
+		open, err := q.ListOpenLogs(ctx)
+		if err != nil {
+			return err
+		}
+		if len(open) == 0 {
+			made = true
+			log, err = CreateLog(ctx, owner, config)
+			return err
+		}
+		log, err = openLog(ctx, q, open[0])
+		return err
+	})
+	if err != nil {
+		return Log{}, false, fmt.Errorf("ensure that there is a log: %w", err)
+	}
+	return log, made, nil
+}
+
+func openLog(ctx context.Context, q *db.Queries, row db.ListOpenLogsRow) (Log, error) {
+	keys, err := q.LogKeys(ctx, row.ID)
+	if err != nil {
+		return Log{}, err
+	}
+	for _, key := range keys {
+		if key.Purpose == "log" && key.NotAfter == nil {
+			return Log{ID: row.ID, Origin: row.Origin, PublicKey: key.PublicKey, VKey: verify.VKey(row.Origin, key.PublicKey)}, nil
+		}
+	}
+	return Log{}, fmt.Errorf("log %s has no key in use", id.Log.Format(row.ID))
+}
+
 func insertLog(ctx context.Context, q *db.Queries, log Log) error {
 	keyID := sha256.Sum256(log.PublicKey)
 	if err := q.InsertLog(ctx, log.ID, log.Origin); err != nil {

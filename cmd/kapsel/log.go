@@ -22,7 +22,7 @@ func logCommand() *cobra.Command {
 
 func logInitCommand() *cobra.Command {
 	var host string
-	var asJSON bool
+	var ifNone, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "init --host HOST[:PORT]",
 		Short: "Make a log with a key of its own",
@@ -33,8 +33,11 @@ change: take the one under which auditors will reach the api. The seed of the ke
 to LOG_KEY_DIR with mode 0600. Back it up: without it the log can't go on. Give auditors the
 public key that this prints, on another way than through Kapsel itself.
 
+With --if-none it may run at every start: it shows the log that there is, and makes one only
+if there is none.
+
 ` + variables("log"),
-		Example: "  kapsel log init --host webhooks.example.com",
+		Example: "  kapsel log init --host webhooks.example.com\n  kapsel log init --if-none --host webhooks.example.com --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, _, err := load()
@@ -53,9 +56,13 @@ public key that this prints, on another way than through Kapsel itself.
 			if err := migrations.Check(cmd.Context(), owner); err != nil {
 				return err
 			}
-			log, err := admin.CreateLog(cmd.Context(), owner, admin.LogConfig{
-				Host: host, KeyDir: config.LogKeyDir, HighWaterDir: config.LogHighWaterDir,
-			})
+			wanted := admin.LogConfig{Host: host, KeyDir: config.LogKeyDir, HighWaterDir: config.LogHighWaterDir}
+			var log admin.Log
+			if ifNone {
+				log, _, err = admin.EnsureLog(cmd.Context(), owner, wanted)
+			} else {
+				log, err = admin.CreateLog(cmd.Context(), owner, wanted)
+			}
 			if err != nil {
 				return err
 			}
@@ -63,6 +70,7 @@ public key that this prints, on another way than through Kapsel itself.
 		},
 	}
 	cmd.Flags().StringVar(&host, "host", "", "public host of the log, and port if it isn't the default")
+	cmd.Flags().BoolVar(&ifNone, "if-none", false, "only if there is no log yet")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	_ = cmd.MarkFlagRequired("host") // fails only for a flag that doesn't exist
 	return cmd

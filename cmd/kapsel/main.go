@@ -51,7 +51,7 @@ See "kapsel api --help" and "kapsel worker --help" for the others.`,
 		SilenceErrors: true,
 	}
 	root.AddCommand(apiCommand(), workerCommand(), migrateCommand(), logCommand(), tenantCommand(),
-		replayCommand(), historyCommand())
+		replayCommand(), historyCommand(), healthCommand())
 	return root
 }
 

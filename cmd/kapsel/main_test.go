@@ -89,7 +89,7 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	for _, command := range append(newCommand().Commands(), newCommand()) {
 		for _, c := range append(command.Commands(), command) {
 			require.NotEmpty(t, c.Short, c.CommandPath())
-			if c.Runnable() && !c.HasSubCommands() {
+			if c.Runnable() && !c.HasSubCommands() && c.Name() != "health" { // which reads none
 				require.Contains(t, c.Long, "Variables:\n  DATABASE_URL\n", c.CommandPath())
 			}
 		}
