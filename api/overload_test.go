@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/kapsel-io/kapsel/api"
@@ -177,4 +178,28 @@ func TestStoppingIsSaidFirst(t *testing.T) {
 	require.NoError(t, <-served)
 	_, err = http.Get(b.url + "/health/live")
 	require.Error(t, err, "nobody listens any more")
+}
+
+// While others hold all connections of the pool, a webhook is refused in time, and accepted when there is one again.
+func TestThePoolIsUsedUp(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *api.Config) { c.AcceptTimeout = 300 * time.Millisecond })
+	known, unknown := b.endpoint(t), b.endpoint(t)
+	acceptedID(t, b.ingest(t, known, "before"))
+	var held []*pgxpool.Conn
+	for range b.engine.Config().MaxConns {
+		conn, err := b.engine.Acquire(t.Context())
+		require.NoError(t, err)
+		held = append(held, conn)
+	}
+	requireUnavailable(t, b.ingest(t, known, "during"))
+	requireUnavailable(t, b.ingest(t, unknown, "during"))
+	b.awaitReady(t, 200) // Postgres is there: others needn't be sent what this one can take in a moment
+	for _, conn := range held {
+		conn.Release()
+	}
+	acceptedID(t, b.ingest(t, known, "after"))
+	acceptedID(t, b.ingest(t, unknown, "after"))
+	// What was refused for the time that it took may still be committed, as one of which the caller's connection broke.
+	require.Contains(t, []int{3, 4}, b.count(t, "events"))
 }

@@ -61,7 +61,7 @@ flight DRAIN_TIMEOUT, commits what was taken in, and exits with 0. A second sign
 				Allow: config.AllowNetworks, PublicURL: config.PublicURL, Metrics: registry,
 				HeadsOnly: config.LogPublic == "heads", StopDelay: config.StopDelay, DrainTimeout: config.DrainTimeout,
 				MaxRequests: config.IngestMaxRequests, TenantRate: config.IngestTenantRate,
-				Current:   func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
+				Current: func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
 			})
 			if err != nil { // with two pools, only this can be wrong
 				return fmt.Errorf("PUBLIC_URL: %w", err)
