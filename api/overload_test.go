@@ -176,7 +176,7 @@ func TestStoppingIsSaidFirst(t *testing.T) {
 	require.True(t, during.Close, "Connection: close")
 	require.Equal(t, 200, b.do(t, "GET", "/health/live", nil).status)
 	require.NoError(t, <-served)
-	_, err = http.Get(b.url + "/health/live")
+	_, err = b.try(t.Context(), "GET", "/health/live", nil)
 	require.Error(t, err, "nobody listens any more")
 }
 
