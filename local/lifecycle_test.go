@@ -214,6 +214,8 @@ func TestAWorkerOutlastsTemporal(t *testing.T) {
 	awaitHealth(t, at, "ready", http.StatusOK)
 	site.awaitZero(t, time.Minute, "select count(*) from deliveries where state = 'pending'")
 
+	worked, workedAt := startWorker()
+	awaitHealth(t, workedAt, "ready", http.StatusOK)
 	require.NoError(t, server.Stop(t.Context()))
 	awaitHealth(t, at, "ready", http.StatusServiceUnavailable)
 	for i := range 20 {
@@ -221,9 +223,13 @@ func TestAWorkerOutlastsTemporal(t *testing.T) {
 	}
 	live, _ := health(at, "live")
 	require.Equal(t, http.StatusOK, live)
-	second, _ := startWorker()
-	require.NoError(t, second.Process.Signal(syscall.SIGTERM))
-	require.NoError(t, second.Wait(), "exit status 0")
+	waiting, _ := startWorker()
+	for _, worker := range []*exec.Cmd{waiting, worked} {
+		start := time.Now()
+		require.NoError(t, worker.Process.Signal(syscall.SIGTERM))
+		require.NoError(t, worker.Wait(), "exit status 0")
+		t.Logf("a worker stopped within %s", time.Since(start).Round(time.Millisecond))
+	}
 
 	server = startTemporal()
 	t.Cleanup(func() { _ = server.Stop(context.Background()) })
