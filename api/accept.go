@@ -31,11 +31,20 @@ const (
 // ingest takes in one webhook. It answers 200 after the commit of the event and all its deliveries and not before:
 // invariant 1. A crash anywhere before leaves nothing or all of it, and a sender without an answer sends again.
 func (s *Server) ingest(c *gin.Context) {
+	if err := s.health.watch.Err(); err != nil && !errors.Is(err, postgres.ErrUnknown) {
+		s.fail(c, err) // before the body is read: nothing piles up
+		return
+	}
 	e, err := s.findEndpoint(c)
 	if err != nil {
 		s.fail(c, err)
 		return
 	}
+	if err := s.admission.enter(e.id); err != nil {
+		s.fail(c, err)
+		return
+	}
+	defer s.admission.leave(e.id)
 	if hops := webhook.Hops(c.Request.Header); hops > webhook.MaxHops {
 		s.fail(c, &problem{kind: kindLoop, detail: fmt.Sprintf("The webhook has gone through %d deliveries of Kapsel already. "+
 			"Find the destinations that lead back here.", hops)})
@@ -57,6 +66,10 @@ func (s *Server) ingest(c *gin.Context) {
 		return
 	}
 	if s.greet(c, func() (webhook.Reply, bool, error) { return e.source.AnswerVerified(body) }) {
+		return
+	}
+	if err := s.admission.within(e.tenant); err != nil {
+		s.fail(c, err)
 		return
 	}
 	accepted, err := s.accept(c, e, body)
@@ -102,7 +115,9 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 		}
 		return postgres.Accepted{}, fmt.Errorf("find duplicate key: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(c.Request.Context(), requestTimeout)
+	there, leave := s.health.watch.While(c.Request.Context())
+	defer leave()
+	ctx, cancel := context.WithTimeout(there, s.config.AcceptTimeout)
 	defer cancel()
 	row, err := s.newAcceptance(ctx, e, c.Request, body)
 	if err != nil {
@@ -193,6 +208,7 @@ func keptHeaders(r *http.Request, secret string) http.Header {
 func (s *Server) commit(ctx context.Context, rows []*postgres.Acceptance) ([]postgres.Accepted, error) {
 	accepted, err := postgres.Accept(ctx, s.config.Engine, rows)
 	if err == nil {
+		s.health.watch.Seen()
 		s.config.Notify()
 	}
 	return accepted, err

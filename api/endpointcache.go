@@ -13,6 +13,7 @@ import (
 	"github.com/maypok86/otter/v2"
 
 	"github.com/kapsel-io/kapsel/delivery"
+	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/postgres/db"
 	"github.com/kapsel-io/kapsel/webhook"
 )
@@ -55,20 +56,21 @@ const (
 	endpointTTL      = 2 * time.Second
 	cachedEndpoints  = 10_000
 	cachedFilters    = 2_000
-	filterTTL        = 10 * time.Minute // since it was last asked for
-	endpointLoadTime = 5 * time.Second
+	filterTTL        = 10 * time.Minute        // since it was last asked for
+	endpointLoadTime = 1900 * time.Millisecond // also while all connections are taken: the caller hears of it within 2 s
 )
 
 // endpointCache remembers endpoints, and also that there is none, for endpointTTL. Concurrent misses of one endpoint
 // share one query.
 type endpointCache struct {
 	pool    *pgxpool.Pool
+	watch   *postgres.Watch
 	cache   *otter.Cache[uuid.UUID, *endpoint] // nil: there is none
 	filters *otter.Cache[string, *delivery.CompiledFilter]
 }
 
-func newEndpointCache(pool *pgxpool.Pool) *endpointCache {
-	return &endpointCache{pool: pool, cache: otter.Must(&otter.Options[uuid.UUID, *endpoint]{
+func newEndpointCache(pool *pgxpool.Pool, watch *postgres.Watch) *endpointCache {
+	return &endpointCache{pool: pool, watch: watch, cache: otter.Must(&otter.Options[uuid.UUID, *endpoint]{
 		MaximumSize:      cachedEndpoints,
 		ExpiryCalculator: otter.ExpiryWriting[uuid.UUID, *endpoint](endpointTTL),
 	}), filters: otter.Must(&otter.Options[string, *delivery.CompiledFilter]{
@@ -85,9 +87,11 @@ func (c *endpointCache) get(ctx context.Context, id uuid.UUID) (*endpoint, error
 // forget makes the next request read the endpoint again. Other processes find out when their memory ends.
 func (c *endpointCache) forget(id uuid.UUID) { c.cache.Invalidate(id) }
 
-// load runs on behalf of all who wait for this endpoint, so it doesn't end with the one who came first.
+// load runs on behalf of all who wait for this endpoint, so it doesn't end with the one who came first; it does if Postgres goes away.
 func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endpointLoadTime)
+	there, leave := c.watch.While(context.WithoutCancel(ctx))
+	defer leave()
+	ctx, cancel := context.WithTimeout(there, endpointLoadTime)
 	defer cancel()
 	row, err := db.New(c.pool).EndpointForIngest(ctx, id)
 	if errors.Is(err, pgx.ErrNoRows) {

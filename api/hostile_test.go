@@ -171,8 +171,12 @@ func TestReadyNeedsTheSchema(t *testing.T) {
 	defer func() { _ = user.Close(context.Background()) }()
 	_, err = user.Exec(t.Context(), "delete from goose_db_version where version_id > 1")
 	require.NoError(t, err)
+	require.Eventually(t, func() bool { return b.do(t, "GET", "/health/ready", nil).status == 503 }, 30*time.Second, 50*time.Millisecond)
 	p := problem(t, b.do(t, "GET", "/health/ready", nil), 503, "unavailable")
 	require.Contains(t, p.Detail, "run kapsel migrate")
+	require.Contains(t, (*p.Checks)["schema"], "run kapsel migrate")
+	require.Equal(t, "ok", (*p.Checks)["postgres"])
+	require.Equal(t, 200, b.do(t, "GET", "/health/startup", nil).status, "it has been ready")
 	require.Equal(t, 200, b.do(t, "GET", "/health/live", nil).status)
 }
 

@@ -36,13 +36,17 @@ func TestPostgresGoesAndComesBack(t *testing.T) {
 	requireUnavailable(t, b.get(t, "/api/v1/events"))
 	requireUnavailable(t, b.post(t, "/api/v1/endpoints", plainEndpoint))
 	requireUnavailable(t, b.do(t, "GET", "/api/v1/attestation/sth", nil))
-	requireUnavailable(t, b.do(t, "GET", "/health/ready", nil))
+	b.awaitReady(t, 503)
+	p := problem(t, b.do(t, "GET", "/health/ready", nil), 503, "unavailable")
+	require.Equal(t, "Postgres does not answer", (*p.Checks)["postgres"])
+	require.NotContains(t, string(b.do(t, "GET", "/health/ready", nil).body), "127.0.0.1", "nor where it was looked for")
 	require.Equal(t, 200, b.do(t, "GET", "/health/live", nil).status)
+	require.Equal(t, 200, b.do(t, "GET", "/health/startup", nil).status, "it had started")
 
 	server, err = pgserver.Start(t.Context(), config)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return b.ingest(t, endpoint, "after").status == 200 }, 20*time.Second, 10*time.Millisecond)
-	require.Equal(t, 200, b.do(t, "GET", "/health/ready", nil).status)
+	b.awaitReady(t, 200)
 	require.Equal(t, 2, b.count(t, "events"), "what was refused wasn't kept")
 }
 
@@ -52,4 +56,9 @@ func requireUnavailable(t *testing.T, a answer) {
 	after, err := strconv.Atoi(a.header.Get("Retry-After"))
 	require.NoError(t, err, fmt.Sprint(a.header))
 	require.Positive(t, after)
+}
+
+func (b *testBundle) awaitReady(t *testing.T, status int) {
+	t.Helper()
+	require.Eventually(t, func() bool { return b.do(t, "GET", "/health/ready", nil).status == status }, 30*time.Second, 20*time.Millisecond)
 }

@@ -50,6 +50,7 @@ var (
 	kindRemoved      = kind{"destination-removed", http.StatusConflict, "Destination removed"}
 	kindGone         = kind{"erased", http.StatusGone, "Erased"}
 	kindTooLarge     = kind{"too-large", http.StatusRequestEntityTooLarge, "Request too large"}
+	kindTooMany      = kind{"too-many-requests", http.StatusTooManyRequests, "Too many requests"}
 	kindField        = kind{"invalid-field", http.StatusUnprocessableEntity, "Invalid field"}
 	kindInternal     = kind{"internal-error", http.StatusInternalServerError, "Internal error"}
 	kindUnavailable  = kind{"unavailable", http.StatusServiceUnavailable, "Unavailable"}
@@ -64,7 +65,8 @@ type problem struct {
 	detail     string // a sentence that says what to do
 	field      string // the member or parameter that is wrong, if one is
 	retryAfter time.Duration
-	cause      error // for the log only
+	checks     map[string]string // of health
+	cause      error             // for the log only
 }
 
 // Error is what the request log tells: no detail, which may quote what the client sent, and the cause only of what went
@@ -116,6 +118,11 @@ func unavailable(detail string, after time.Duration, cause error) *problem {
 	return &problem{kind: kindUnavailable, detail: detail, retryAfter: after, cause: cause}
 }
 
+// tooMany refuses one tenant or endpoint what others still get.
+func tooMany(detail string, cause error) *problem {
+	return &problem{kind: kindTooMany, detail: detail, retryAfter: time.Second, cause: cause}
+}
+
 // problemOf turns any error into what its client may read.
 func problemOf(err error) *problem {
 	var p *problem
@@ -127,6 +134,8 @@ func problemOf(err error) *problem {
 		return &problem{kind: kindTooLarge, detail: fmt.Sprintf("The body may have at most %d bytes.", tooLarge.Limit)}
 	case errors.Is(err, postgres.ErrOverloaded), errors.Is(err, postgres.ErrClosed):
 		return unavailable("More is waiting to be stored than fits. Send the request again later.", time.Second, err)
+	case errors.Is(err, postgres.ErrShare):
+		return tooMany("More of this tenant is waiting to be stored than its share. Send the request again later.", err)
 	case sourceProblem(err) != nil:
 		return sourceProblem(err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -182,6 +191,9 @@ func (s *Server) fail(c *gin.Context, err error) {
 	}
 	if p.field != "" {
 		body.Field = &p.field
+	}
+	if p.checks != nil {
+		body.Checks = &p.checks
 	}
 	text, err := json.Marshal(body)
 	if err != nil { // strings and a number can't fail

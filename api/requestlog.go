@@ -1,6 +1,7 @@
 package api
 
 import (
+	"strings"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -68,10 +69,13 @@ func (s *Server) logRequest(c *gin.Context) {
 func levelOf(c *gin.Context, status int) zapcore.Level {
 	switch route := c.FullPath(); {
 	case status == kindUnavailable.status:
+		if strings.HasPrefix(c.FullPath(), "/health/") { // asked every few seconds; the outage itself is told once
+			return zapcore.DebugLevel
+		}
 		return zapcore.WarnLevel
 	case status >= 500 && status != kindLoop.status:
 		return zapcore.ErrorLevel
-	case route == routeIngest, route == routeLive, route == routeReady:
+	case route == routeIngest, route == routeLive, route == routeReady, route == routeStartup:
 		return zapcore.DebugLevel
 	default:
 		return zapcore.InfoLevel

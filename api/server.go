@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -44,6 +45,20 @@ type Config struct {
 	// MaxBodyBytes bounds the bodies of all webhooks that are being read or committed, together; beyond it they are
 	// answered 503. One endpoint's have a quarter of it, at least MaxBody. Default: 256 MiB.
 	MaxBodyBytes int64
+	// MaxRequests bounds the webhooks that are under way, from their headers to the answer; beyond it they are answered 503. One
+	// endpoint may have half of it, and is answered 429 then. Default: 4096.
+	MaxRequests int
+	// TenantRate is how many webhooks a second this process takes of one tenant; beyond it they are answered 429. A second's worth
+	// may come at once. Default: any number.
+	TenantRate int
+	// AcceptTimeout bounds how long a webhook waits for its commit while Postgres answers but is slow; while it doesn't, nobody waits
+	// for more than 2 s. Default: 5 s.
+	AcceptTimeout time.Duration
+	// StopDelay is how long Serve goes on as before when it is to stop, but for saying that it isn't ready: so long load balancers
+	// may take to notice. Default: none.
+	StopDelay time.Duration
+	// DrainTimeout bounds how long requests under way may take when Serve stops. Default: 30 s.
+	DrainTimeout time.Duration
 	// Metrics is where the server registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
 	// HeadsOnly keeps the tiles of the logs to ourselves: heads and consistency proofs are everybody's, inclusion proofs the
@@ -57,6 +72,8 @@ type Server struct {
 	endpoints *endpointCache
 	group     *postgres.Group[*postgres.Acceptance, postgres.Accepted]
 	bodies    *budget
+	admission *admission
+	health    *health
 	looking   chan struct{} // a place for each large body that is looked into, see look
 	proofKeys chan struct{} // a place for each look-up of a key of proof tokens
 	metrics   *metrics
@@ -71,7 +88,6 @@ const (
 	readTimeout       = 60 * time.Second
 	writeTimeout      = 90 * time.Second
 	idleTimeout       = 120 * time.Second
-	drainTimeout      = 30 * time.Second
 	maxHeaderBytes    = 64 << 10
 )
 
@@ -87,13 +103,15 @@ func New(config Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		config: config, bodies: newBudget(config.MaxBodyBytes),
+		config: config, bodies: newBudget(config.MaxBodyBytes), admission: newAdmission(&config),
 		looking: make(chan struct{}, runtime.GOMAXPROCS(0)), proofKeys: make(chan struct{}, proofKeysAtOnce), metrics: newMetrics(config.Metrics), tiles: newTileCache(config.Metrics),
 	}
-	s.endpoints = newEndpointCache(config.Engine)
+	s.health = newHealth(&s.config)
+	s.endpoints = newEndpointCache(config.Engine, s.health.watch)
 	s.group = postgres.NewGroup(postgres.GroupConfig[*postgres.Acceptance, postgres.Accepted]{
 		Commit:  s.commit,
 		Size:    (*postgres.Acceptance).Size,
+		Key:     func(a *postgres.Acceptance) uuid.UUID { return a.TenantID },
 		Observe: postgres.NewCommitMetrics(config.Metrics, "accept").Observe,
 	})
 	s.metrics.watch(config.Metrics, s)
@@ -124,15 +142,25 @@ func (c *Config) setDefaults() error {
 	if c.MaxBodyBytes == 0 {
 		c.MaxBodyBytes = 256 << 20
 	}
+	if c.MaxRequests == 0 {
+		c.MaxRequests = 4096
+	}
+	if c.AcceptTimeout == 0 {
+		c.AcceptTimeout = 5 * time.Second
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 30 * time.Second
+	}
 	return nil
 }
 
 // The routes that the code names; all others stand in openapi.yaml only.
 const (
-	routeIngest = "/ingest/:endpoint_id"
-	routeLive   = "/health/live"
-	routeReady  = "/health/ready"
-	apiPrefix   = "/api/v1/"
+	routeIngest  = "/ingest/:endpoint_id"
+	routeLive    = "/health/live"
+	routeReady   = "/health/ready"
+	routeStartup = "/health/startup"
+	apiPrefix    = "/api/v1/"
 
 	routeReceipt = "/api/v1/attestation/receipts/:delivery_id/:attempt_number"
 )
@@ -143,7 +171,7 @@ func (s *Server) routes() http.Handler {
 	engine.ContextWithFallback = true // handlers get the gin.Context as their context: it must end with the request
 	engine.HandleMethodNotAllowed = true
 	engine.RedirectTrailingSlash = false // a redirected POST would lose its body
-	engine.Use(newHTTPMetrics(s.config.Metrics).observe, nameRequest, s.logRequest, s.recoverPanic, secure)
+	engine.Use(newHTTPMetrics(s.config.Metrics).observe, nameRequest, s.logRequest, s.recoverPanic, secure, s.moveOn)
 	engine.NoRoute(func(c *gin.Context) {
 		s.fail(c, &problem{kind: kindNotFound, detail: "There is nothing at this path."})
 	})
@@ -170,10 +198,16 @@ func secure(c *gin.Context) {
 	c.Writer.Header().Set("X-Content-Type-Options", "nosniff")
 }
 
-// limitTime bounds a handler, so that a stalled Postgres is answered and not waited for.
+// limitTime bounds a handler, so that a stalled Postgres is answered and not waited for; one that is known to be away isn't
+// waited for at all. What needs no Postgres is answered all the same.
 func (s *Server) limitTime(c *gin.Context) {
 	ctx, cancel := context.WithTimeout(c.Request.Context(), requestTimeout)
 	defer cancel()
+	if !strings.HasPrefix(c.FullPath(), "/health/") {
+		there, leave := s.health.watch.While(ctx)
+		defer leave()
+		ctx = there
+	}
 	c.Request = c.Request.WithContext(ctx)
 	c.Next()
 }
@@ -194,10 +228,14 @@ func (s *Server) failParameter(c *gin.Context, err error, _ int) {
 func (s *Server) Handler() http.Handler { return s.handler }
 
 // Close commits what was taken in and ends the server; requests that come later are answered 503. Pools stay open.
-func (s *Server) Close() { s.group.Close() }
+func (s *Server) Close() {
+	s.group.Close()
+	s.health.close()
+}
 
-// Serve answers requests on listener until ctx ends; then it takes no new ones, gives those in flight 30 s, and closes
-// the server. It returns nil if all of them were answered. Meanwhile it also takes in operational webhooks.
+// Serve answers requests on listener until ctx ends; then it says that it isn't ready, and after StopDelay takes no new ones, gives
+// those in flight DrainTimeout, and closes the server. It returns nil if all of them were answered. Meanwhile it also takes in
+// operational webhooks.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	defer s.Close()
 	telling, stopTelling := context.WithCancel(ctx)
@@ -221,7 +259,14 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		return fmt.Errorf("serve HTTP: %w", err)
 	case <-ctx.Done():
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	s.health.draining.Store(true)
+	s.config.Log.Info("api stopping", zap.Duration("delay", s.config.StopDelay), zap.Duration("drain", s.config.DrainTimeout))
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve HTTP: %w", err)
+	case <-time.After(s.config.StopDelay):
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.DrainTimeout)
 	defer cancel()
 	if err := server.Shutdown(drain); err != nil {
 		return errors.Join(fmt.Errorf("drain HTTP requests: %w", err), server.Close())

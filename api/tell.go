@@ -42,6 +42,9 @@ func (s *Server) tellTenants(ctx context.Context) {
 		case <-time.After(wait):
 		}
 		wait = tellEvery
+		if s.health.watch.Err() != nil { // which is told already
+			continue
+		}
 		if err := t.tell(ctx); err != nil && ctx.Err() == nil {
 			s.config.Log.Warn("operational webhooks not made", zap.Error(err))
 			wait = tellAgain

@@ -32,14 +32,27 @@ type production struct {
 // migrate at once, as two of them that are deployed together would.
 func prepareProduction(t *testing.T) *production {
 	t.Helper()
+	s := prepareServers(t)
+	require.NoError(t, s.startTemporal(t.Context(), stackConfig{}))
+	return prepareOn(t, s)
+}
+
+// prepareServers starts Postgres only.
+func prepareServers(t *testing.T) *stack {
+	t.Helper()
 	s := &stack{dir: openDir(t), failed: make(chan error, 4)}
 	t.Cleanup(func() { require.NoError(t, s.stop(nil)) })
 	require.NoError(t, s.openLog("warn"))
 	require.NoError(t, s.startPostgres(t.Context(), stackConfig{}))
-	require.NoError(t, s.startTemporal(t.Context(), stackConfig{}))
+	return s
+}
+
+// prepareOn does all the rest, for which Temporal needn't run.
+func prepareOn(t *testing.T, s *stack) *production {
+	t.Helper()
 	p := &production{binary: filepath.Join(s.dir, "kapsel"), environ: append(os.Environ(),
 		"DATABASE_URL="+s.dbURL, "TEMPORAL_ADDRESS="+s.temporal, "TEMPORAL_NAMESPACE="+temporal.Namespace,
-		"LISTEN_ADDR=127.0.0.1:0", "ALLOW_NETWORKS=127.0.0.0/8",
+		"LISTEN_ADDR=127.0.0.1:0", "STOP_DELAY=0s", "ALLOW_NETWORKS=127.0.0.0/8",
 		"LOG_KEY_DIR="+keyDir(s.dir), "LOG_HIGH_WATER_DIR="+highWaterDir(s.dir))}
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", p.binary, "github.com/kapsel-io/kapsel/cmd/kapsel")
 	output, err := build.CombinedOutput()

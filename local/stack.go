@@ -235,8 +235,9 @@ func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 	if err != nil {
 		return fmt.Errorf("%w; choose another port with --metrics-port", err)
 	}
+	health := worker.NewHealth()
 	s.metrics = "http://" + listener.Addr().String() + "/metrics"
-	s.background("metrics", func(ctx context.Context) error { return worker.ServeMetrics(ctx, listener, s.registry) })
+	s.background("metrics", func(ctx context.Context) error { return worker.ServeMetrics(ctx, listener, s.registry, health) })
 	options := client.Options{HostPort: s.temporal, Namespace: temporal.Namespace}
 	if config.countTemporal != nil {
 		options.ConnectionOptions.DialOptions = []grpc.DialOption{grpc.WithChainUnaryInterceptor(config.countTemporal)}
@@ -245,7 +246,7 @@ func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 		defer engine.Close()
 		return worker.Run(ctx, worker.Config{
 			Engine: engine, DirectURL: s.dbURL, Allow: loopback, Log: s.log.Named("worker"),
-			Metrics: s.registry, Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
+			Metrics: s.registry, Health: health, Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
 		})
 	})
 	return nil

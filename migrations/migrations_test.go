@@ -258,6 +258,11 @@ func TestCheckSaysWhetherTheSchemaIsThere(t *testing.T) {
 		require.NoError(t, migrations.Check(t.Context(), connectAs(t, database, role)))
 	}
 	conn := connectAs(t, database, "kapsel_api")
+	execute(t, database, "update goose_db_version set is_applied = false where version_id in (3, 5)")
+	err = migrations.Check(t.Context(), conn)
+	require.ErrorIs(t, err, migrations.ErrBehind, "there are newer ones")
+	require.ErrorContains(t, err, "(not applied: 00003, 00005)")
+	execute(t, database, "update goose_db_version set is_applied = true where version_id in (3, 5)")
 	execute(t, database, "insert into goose_db_version (version_id, is_applied) values (99999, true)")
 	require.NoError(t, migrations.Check(t.Context(), conn), "a newer version of Kapsel has migrated")
 	execute(t, database, fmt.Sprintf("delete from goose_db_version where version_id >= %d", newest(t)))

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -14,25 +15,42 @@ import (
 // ErrBehind says that a database has no schema, or an older one than this version of Kapsel needs.
 var ErrBehind = errors.New("the database's schema is missing or older than this version of Kapsel needs; run `kapsel migrate`")
 
-// Check returns ErrBehind unless the schema is at this version or a newer one, which old and new processes share while
-// a deployment rolls; any other error says that the database can't be asked. The role of db may be any of Kapsel's.
+// Check returns ErrBehind, with what is missing, unless every migration of this version was applied; of a newer one there may be
+// more, since old and new processes share a schema while a deployment rolls. Any other error says that the database can't be
+// asked. The role of db may be any of Kapsel's.
 func Check(ctx context.Context, db interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }) error {
-	newest, err := newest()
+	wanted, err := versions()
 	if err != nil {
 		return err
 	}
-	var version int64
-	err = db.QueryRow(ctx, "select coalesce(max(version_id), 0) from goose_db_version where is_applied").Scan(&version)
+	var missing []int64
+	err = db.QueryRow(ctx, `select coalesce(array_agg(w order by w), '{}') from unnest($1::bigint[]) w
+		where not exists (select from goose_db_version where version_id = w and is_applied)`, wanted).Scan(&missing)
 	var pgErr *pgconn.PgError
 	switch {
-	case errors.As(err, &pgErr) && isBehind(pgErr.Code), err == nil && version < newest:
+	case errors.As(err, &pgErr) && isBehind(pgErr.Code):
 		return ErrBehind
 	case err != nil:
 		return fmt.Errorf("read schema version: %w", err)
+	case len(missing) > 0:
+		return fmt.Errorf("%w (not applied: %s)", ErrBehind, list(missing))
 	}
 	return nil
+}
+
+// list writes the first few of versions.
+func list(versions []int64) string {
+	const most = 5
+	var names []string
+	for _, version := range versions[:min(len(versions), most)] {
+		names = append(names, fmt.Sprintf("%05d", version))
+	}
+	if more := len(versions) - most; more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(names, ", ")
 }
 
 // isBehind says whether asking for the version failed as it does before the first migration (no such table or role) or
@@ -41,13 +59,21 @@ func isBehind(code string) bool {
 	return code == "42P01" || code == "42501" || code == "22023"
 }
 
-// newest is the version of the last file.
-func newest() (int64, error) {
+// versions are those of all files, in order.
+func versions() ([]int64, error) {
 	names, err := files.ReadDir(".")
 	if err != nil {
-		return 0, fmt.Errorf("read migrations: %w", err)
+		return nil, fmt.Errorf("read migrations: %w", err)
 	}
-	return goose.NumericComponent(names[len(names)-1].Name())
+	var versions []int64
+	for _, name := range names {
+		version, err := goose.NumericComponent(name.Name())
+		if err != nil {
+			return nil, fmt.Errorf("read migrations: %w", err)
+		}
+		versions = append(versions, version)
+	}
+	return versions, nil
 }
 
 // showVersion lets Kapsel's processes read how far the schema is; the table is the user's who migrates. Two grants at

@@ -230,8 +230,10 @@ update delivery_queue q set claim_owner = $1
 from lapsed l where q.delivery_id = l.delivery_id
 returning q.delivery_id, q.attempt, q.claim_id, q.due_at`
 
+// readClaimedSQL takes what has no lane, which only a hand in the database leaves, to be carried alone: one such row mustn't keep
+// all others of a dead worker from being taken over.
 const readClaimedSQL = `
-select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.epoch, d.next_attempt, d.lane
+select d.id, d.event_id, d.tenant_id, d.endpoint_id, d.destination_id, d.epoch, d.next_attempt, coalesce(d.lane, 'workflow')
 from deliveries d
 where d.id = any($1) and d.state = 'pending'`
 

@@ -151,6 +151,7 @@ func TestTakeOverOnlyFromTheDead(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, taken)
 	require.NoError(t, postgres.RemoveWorker(t.Context(), b.engine, dead))
+	b.exec(t, "update deliveries set lane = null where id = $1", claimed[0].DeliveryID) // a hand in the database
 	taken, err = postgres.TakeOver(t.Context(), b.engine, other, 10)
 	require.NoError(t, err)
 	require.ElementsMatch(t, claimed, taken, "the same deliveries in the same epoch: what was started is found by its ID")

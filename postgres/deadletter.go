@@ -126,6 +126,9 @@ func QueueAgain(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, leaves [
 				queue = append(queue, l)
 			}
 		}
+		if err := takeErased(ctx, tx, queue); err != nil {
+			return err
+		}
 		if err := queueLeaves(ctx, tx, log, queue); err != nil {
 			return err
 		}
@@ -154,16 +157,49 @@ func waitingLeaves(ctx context.Context, tx pgx.Tx, log uuid.UUID, hashes [][]byt
 	return waiting, nil
 }
 
+// erasedSubjectsSQL finds, of attempts and of events whose acceptance is attested, those that were erased.
+const erasedSubjectsSQL = `
+select a.id, e.leaves from attempts a join erasures e on e.event_id = a.event_id where a.id = any($1)
+union all select e.event_id, e.leaves from erasures e where e.event_id = any($1)`
+
+// takeErased takes from leaves what was erased since they were made. Whoever erases locks the log's head too, and comes before or
+// after this as a whole.
+func takeErased(ctx context.Context, tx pgx.Tx, leaves []QueuedLeaf) error {
+	ids := make([]uuid.UUID, len(leaves))
+	for i, l := range leaves {
+		ids[i] = l.AttemptID
+	}
+	rows, err := tx.Query(ctx, erasedSubjectsSQL, ids)
+	if err != nil {
+		return fmt.Errorf("look up erasures: %w", err)
+	}
+	erased := map[uuid.UUID]bool{} // and whether the leaves were
+	var subject uuid.UUID
+	var bytesToo bool
+	if _, err := pgx.ForEachRow(rows, []any{&subject, &bytesToo}, func() error {
+		erased[subject] = bytesToo
+		return nil
+	}); err != nil {
+		return fmt.Errorf("look up erasures: %w", err)
+	}
+	for i, l := range leaves {
+		if bytesToo, is := erased[l.AttemptID]; is {
+			leaves[i].Secrets, leaves[i].Erased = []byte{}, bytesToo
+		}
+	}
+	return nil
+}
+
 func queueLeaves(ctx context.Context, tx pgx.Tx, log uuid.UUID, leaves []QueuedLeaf) error {
 	if len(leaves) == 0 {
 		return nil
 	}
 	rows := make([][]any, len(leaves))
 	for i, l := range leaves {
-		rows[i] = []any{log, l.TenantID, l.AttemptID, l.Hash, l.Bytes, l.Secrets}
+		rows[i] = []any{log, l.TenantID, l.AttemptID, l.Hash, l.Bytes, l.Secrets, l.Erased}
 	}
 	_, err := tx.CopyFrom(ctx, pgx.Identifier{"leaf_queue"},
-		[]string{"log_id", "tenant_id", "attempt_id", "leaf_hash", "leaf", "secrets"}, pgx.CopyFromRows(rows))
+		[]string{"log_id", "tenant_id", "attempt_id", "leaf_hash", "leaf", "secrets", "erased"}, pgx.CopyFromRows(rows))
 	if err != nil {
 		return fmt.Errorf("queue leaves: %w", err)
 	}

@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // ErrOverloaded means that more is waiting to be committed than the group may hold; the caller should come back later.
 var ErrOverloaded = errors.New("too much is waiting to be committed")
+
+// ErrShare means that as much of one key is waiting to be committed as it may have of the group; others' rows are taken.
+var ErrShare = errors.New("too much of one tenant is waiting to be committed")
 
 // ErrClosed means that the group takes no more rows.
 var ErrClosed = errors.New("group commit is closed")
@@ -20,6 +25,10 @@ type GroupConfig[Row, Result any] struct {
 	Commit func(ctx context.Context, rows []Row) ([]Result, error)
 	// Size is the weight of a row in bytes.
 	Size func(Row) int
+	// Key, if set, says whose a row is. Keys take turns, and none may have more than MaxShareBytes of what waits and is being
+	// committed; beyond it Do returns ErrShare. Default: all rows have one key, without a share.
+	Key           func(Row) uuid.UUID
+	MaxShareBytes int
 	// MaxRows and MaxBytes bound one commit. Defaults: 500 rows, 4 MiB.
 	MaxRows, MaxBytes int
 	// LargeBytes is the size from which a row is committed on its own, so that small ones don't wait for it.
@@ -45,6 +54,11 @@ func (c *GroupConfig[Row, Result]) setDefaults() {
 	setDefault(&c.Committers, 2)
 	setDefault(&c.MaxWaitingBytes, 128<<20)
 	setDefault(&c.Timeout, 10*time.Second)
+	if c.Key == nil {
+		c.Key = func(Row) uuid.UUID { return uuid.Nil }
+		setDefault(&c.MaxShareBytes, c.MaxWaitingBytes)
+	}
+	setDefault(&c.MaxShareBytes, c.MaxWaitingBytes/4)
 	if c.Observe == nil {
 		c.Observe = func(int, time.Duration, error) {}
 	}
@@ -63,9 +77,10 @@ type Group[Row, Result any] struct {
 	config GroupConfig[Row, Result]
 
 	mu      sync.Mutex
-	waiting []*member[Row, Result]
-	large   []*member[Row, Result]
-	bytes   int // waiting or being committed
+	waiting fairQueue[*member[Row, Result]]
+	large   fairQueue[*member[Row, Result]]
+	bytes   int               // waiting or being committed
+	held    map[uuid.UUID]int // of these bytes, by key; only those that have some
 	closed  bool
 	wake    *sync.Cond
 	done    sync.WaitGroup
@@ -75,6 +90,7 @@ type Group[Row, Result any] struct {
 type member[Row, Result any] struct {
 	ctx    context.Context // only to leave out a caller that has gone before the commit began
 	row    Row
+	key    uuid.UUID
 	size   int
 	result Result
 	err    error
@@ -84,7 +100,7 @@ type member[Row, Result any] struct {
 // NewGroup starts a group; Close ends it.
 func NewGroup[Row, Result any](config GroupConfig[Row, Result]) *Group[Row, Result] {
 	config.setDefaults()
-	g := &Group[Row, Result]{config: config}
+	g := &Group[Row, Result]{config: config, held: map[uuid.UUID]int{}}
 	g.wake = sync.NewCond(&g.mu)
 	for range config.Committers {
 		g.done.Add(2)
@@ -98,7 +114,7 @@ func NewGroup[Row, Result any](config GroupConfig[Row, Result]) *Group[Row, Resu
 // committed. A row that Postgres refuses for what it holds fails alone. If ctx ends first its error is returned, and
 // the row may still be committed.
 func (g *Group[Row, Result]) Do(ctx context.Context, row Row) (Result, error) {
-	m := &member[Row, Result]{ctx: ctx, row: row, size: g.config.Size(row), ready: make(chan struct{})}
+	m := &member[Row, Result]{ctx: ctx, row: row, key: g.config.Key(row), size: g.config.Size(row), ready: make(chan struct{})}
 	if err := g.enqueue(m); err != nil {
 		return m.result, err
 	}
@@ -107,7 +123,7 @@ func (g *Group[Row, Result]) Do(ctx context.Context, row Row) (Result, error) {
 		return m.result, m.err
 	case <-ctx.Done():
 		var none Result
-		return none, ctx.Err()
+		return none, context.Cause(ctx)
 	}
 }
 
@@ -120,11 +136,15 @@ func (g *Group[Row, Result]) enqueue(m *member[Row, Result]) error {
 	if g.bytes > 0 && g.bytes+m.size > g.config.MaxWaitingBytes {
 		return ErrOverloaded
 	}
+	if held := g.held[m.key]; held > 0 && held+m.size > g.config.MaxShareBytes {
+		return ErrShare
+	}
 	g.bytes += m.size
+	g.held[m.key] += m.size
 	if m.size >= g.config.LargeBytes {
-		g.large = append(g.large, m)
+		g.large.push(m.key, m)
 	} else {
-		g.waiting = append(g.waiting, m)
+		g.waiting.push(m.key, m)
 	}
 	g.wake.Broadcast()
 	return nil
@@ -157,10 +177,10 @@ func (g *Group[Row, Result]) run(take func() []*member[Row, Result], gather func
 // gather waits for a row, and then for as long as more shall join it.
 func (g *Group[Row, Result]) gather(howLong func() time.Duration) {
 	g.mu.Lock()
-	for len(g.waiting) == 0 && !g.closed {
+	for g.waiting.n == 0 && !g.closed {
 		g.wake.Wait()
 	}
-	enough := g.closed || len(g.waiting) >= g.config.MaxRows
+	enough := g.closed || g.waiting.n >= g.config.MaxRows
 	g.mu.Unlock()
 	if enough {
 		return
@@ -185,27 +205,24 @@ func (g *Group[Row, Result]) next(take func() []*member[Row, Result]) []*member[
 	}
 }
 
-func (g *Group[Row, Result]) takeSmall() []*member[Row, Result] {
-	n, size := 0, 0
-	for n < len(g.waiting) && n < g.config.MaxRows && (n == 0 || size+g.waiting[n].size <= g.config.MaxBytes) {
-		size += g.waiting[n].size
-		n++
+func (g *Group[Row, Result]) takeSmall() (members []*member[Row, Result]) {
+	size := 0
+	for g.waiting.n > 0 && len(members) < g.config.MaxRows {
+		next := g.waiting.peek()
+		if len(members) > 0 && size+next.size > g.config.MaxBytes {
+			break
+		}
+		size += next.size
+		members = append(members, g.waiting.pop())
 	}
-	return cut(&g.waiting, n)
+	return members
 }
 
 func (g *Group[Row, Result]) takeLarge() []*member[Row, Result] {
-	return cut(&g.large, min(1, len(g.large)))
-}
-
-// cut takes the first n off list, and lets go of the array once the list is empty.
-func cut[T any](list *[]T, n int) []T {
-	head := (*list)[:n:n]
-	*list = (*list)[n:]
-	if len(*list) == 0 {
-		*list = nil
+	if g.large.n == 0 {
+		return nil
 	}
-	return head
+	return []*member[Row, Result]{g.large.pop()}
 }
 
 func (g *Group[Row, Result]) release(members []*member[Row, Result]) {
@@ -213,6 +230,9 @@ func (g *Group[Row, Result]) release(members []*member[Row, Result]) {
 	defer g.mu.Unlock()
 	for _, m := range members {
 		g.bytes -= m.size
+		if g.held[m.key] -= m.size; g.held[m.key] <= 0 {
+			delete(g.held, m.key)
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ func TestGroupGathersWhileACommitIsUnderWay(t *testing.T) {
 	for i := 1; i <= 20; i++ {
 		call(i)
 	}
-	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.waiting) == 20 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.waiting.n == 20 }, 5*time.Second, time.Millisecond)
 	close(c.hold)
 	callers.Wait()
 	g.Close()
@@ -78,7 +78,7 @@ func TestGroupGathersForAsLongAsItIsTold(t *testing.T) {
 		})
 	}
 	<-asked // there is a row, and nothing is committed before it is told how long others may join
-	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.waiting) == 20 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.waiting.n == 20 }, 5*time.Second, time.Millisecond)
 	wait <- time.Millisecond
 	callers.Wait()
 	g.Close()
@@ -208,7 +208,7 @@ func TestGroupLeavesOutCallersThatHaveGone(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	gone := make(chan error, 1)
 	go func() { _, err := g.Do(ctx, 2); gone <- err }()
-	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.waiting) == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.waiting.n == 1 }, 5*time.Second, time.Millisecond)
 	cancel()
 	require.ErrorIs(t, <-gone, context.Canceled)
 	close(c.hold)

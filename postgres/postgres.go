@@ -35,6 +35,9 @@ const (
 	API    Role = "kapsel_api"
 )
 
+// codeReadOnly is what a standby says to a statement that writes.
+const codeReadOnly = "25006"
+
 // connectTimeout bounds one attempt to connect, so that callers hear of an absent Postgres in time for their own.
 const connectTimeout = 1500 * time.Millisecond
 
@@ -49,6 +52,13 @@ func Open(url string, role Role, maxConns int32) (*pgxpool.Pool, error) {
 		config.MaxConns = maxConns
 	}
 	config.ConnConfig.ConnectTimeout = connectTimeout
+	config.PingTimeout = connectTimeout // of a connection that was idle for a second, when it is taken
+	// After a failover a connection may lead to what is a standby now. It is given up with the first statement that says so, and
+	// the next one is made to wherever the URL leads then.
+	usual := config.ConnConfig.OnPgError
+	config.ConnConfig.OnPgError = func(conn *pgconn.PgConn, err *pgconn.PgError) bool {
+		return usual(conn, err) && err.Code != codeReadOnly
+	}
 	config.ConnConfig.RuntimeParams["role"] = string(role)
 	config.ConnConfig.RuntimeParams["application_name"] = string(role)
 	config.ConnConfig.RuntimeParams["timezone"] = "UTC"
@@ -87,7 +97,11 @@ func Unavailable(err error) bool {
 		case "08", "53", "57", "58": // connection, resources, operator intervention, system error
 			return true
 		}
-		return pgErr.Code == "25006" // read only: a standby, after a failover
+		return pgErr.Code == codeReadOnly
+	}
+	var here unavailable
+	if errors.As(err, &here) {
+		return true
 	}
 	var netErr net.Error
 	var connectErr *pgconn.ConnectError

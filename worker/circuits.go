@@ -107,9 +107,10 @@ func (d *Dispatcher) isInFlight(delivery uuid.UUID) bool {
 func (w *Worker) watchCircuits(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
+	var failing outage
 	for {
-		if err := w.lookAtCircuits(ctx); err != nil && ctx.Err() == nil {
-			w.config.Log.Warn("circuits not looked at", zap.Error(err))
+		if err := w.lookAtCircuits(ctx); ctx.Err() == nil {
+			failing.note(w.config.Log, "look at circuits", err)
 		}
 		select {
 		case <-ctx.Done():

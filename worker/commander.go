@@ -47,6 +47,7 @@ func (c *Commander) Run(ctx context.Context) {
 	ticker, forget := time.NewTicker(commandEvery), time.NewTicker(forgetEvery)
 	defer ticker.Stop()
 	defer forget.Stop()
+	var failing outage
 	for {
 		var err error
 		select {
@@ -55,10 +56,13 @@ func (c *Commander) Run(ctx context.Context) {
 		case <-forget.C:
 			err = postgres.ForgetCommands(ctx, c.db, commandsKept)
 		case <-ticker.C:
+			if !failing.due() {
+				continue
+			}
 			err = c.round(ctx)
 		}
-		if err != nil && ctx.Err() == nil {
-			c.log.Warn("commands not carried out", zap.Error(err))
+		if ctx.Err() == nil {
+			failing.note(c.log, "carry out commands", err)
 		}
 	}
 }

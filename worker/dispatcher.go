@@ -49,6 +49,8 @@ type Dispatcher struct {
 	places    places
 	metrics   *metrics
 	wake      chan struct{}
+	failing   map[string]*outage // steps, of Run only
+	starting  outage             // workflows
 
 	mu       sync.Mutex
 	inFlight map[uuid.UUID]*flight
@@ -128,18 +130,28 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// round runs one step, if the lease holds; an error is logged, and the next round tries again.
+// round runs one step, if the lease holds; one that fails is tried again, ever later.
 func (d *Dispatcher) round(ctx context.Context, name string, step func(context.Context, uuid.UUID) error) {
+	failing := d.failing[name]
+	if failing == nil {
+		if d.failing == nil {
+			d.failing = map[string]*outage{}
+		}
+		failing = &outage{}
+		d.failing[name] = failing
+	}
 	worker, alive := d.lease.Holder()
-	if !alive {
+	if !alive || !failing.due() {
 		return
 	}
 	start := time.Now()
 	err := step(ctx, worker)
 	d.metrics.rounds.WithLabelValues(name).Observe(time.Since(start).Seconds())
-	if err != nil && ctx.Err() == nil {
-		d.metrics.failures.WithLabelValues(name).Inc()
-		d.log.Warn("dispatch round ended early", zap.String("step", name), zap.Error(err))
+	if ctx.Err() == nil {
+		if err != nil {
+			d.metrics.failures.WithLabelValues(name).Inc()
+		}
+		failing.note(d.log, name, err)
 	}
 }
 
@@ -351,6 +363,9 @@ func (d *Dispatcher) startAll(ctx context.Context, claimed []postgres.Claimed, s
 			if errors.Is(err, errStarted) {
 				err = d.adopt(ctx, claimed...)
 			}
+			if ctx.Err() == nil {
+				d.starting.note(d.log, "start workflows", err)
+			}
 			if err == nil {
 				d.started(claimed)
 				return
@@ -359,9 +374,8 @@ func (d *Dispatcher) startAll(ctx context.Context, claimed []postgres.Claimed, s
 			case <-ctx.Done():
 				return
 			case <-time.After(wait):
-				wait = min(2*wait, 5*time.Second)
+				wait = jitter(min(2*wait, 5*time.Second))
 			}
-			d.log.Warn("workflow not started", zap.String("workflow_id", carrierID(claimed[0])), zap.Error(err))
 		}
 	})
 }

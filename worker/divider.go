@@ -29,6 +29,7 @@ type divider struct {
 	log     *zap.Logger
 
 	division activities.Division // that holds now
+	failing  outage
 }
 
 // run divides until ctx ends. While Postgres is away the last division holds: others wait for this worker to count them, and
@@ -36,9 +37,9 @@ type divider struct {
 func (d *divider) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		worker, alive := d.lease.Holder()
-		if alive {
-			if err := d.divide(ctx, worker); err != nil && ctx.Err() == nil {
-				d.log.Warn("limits not divided anew", zap.Error(err))
+		if alive && d.failing.due() {
+			if err := d.divide(ctx, worker); ctx.Err() == nil {
+				d.failing.note(d.log, "divide limits", err)
 			}
 		}
 		wait := divideEvery

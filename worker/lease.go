@@ -26,6 +26,8 @@ type Lease struct {
 	host string
 	log  *zap.Logger
 
+	failing outage
+
 	mu    sync.Mutex
 	id    uuid.UUID
 	until time.Time // on the monotonic clock: a lease is never longer than it was when its renewal was sent
@@ -78,10 +80,10 @@ func (l *Lease) keep(ctx context.Context) {
 		holder = id.New()
 		err = postgres.AddWorker(ctx, l.db, holder, l.host)
 	}
+	if ctx.Err() != context.Canceled {
+		l.failing.note(l.log, "renew lease", err)
+	}
 	if err != nil {
-		if ctx.Err() != context.Canceled {
-			l.log.Warn("lease not renewed", zap.String("worker_id", id.Worker.Format(holder)), zap.Error(err))
-		}
 		return
 	}
 	l.mu.Lock()

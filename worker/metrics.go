@@ -70,9 +70,12 @@ func (m *metrics) countStarts(ctx context.Context, method string, req, reply any
 	return err
 }
 
-// ServeMetrics answers Prometheus on listener, at /metrics, until ctx ends.
-func ServeMetrics(ctx context.Context, listener net.Listener, gatherer prometheus.Gatherer) error {
+// ServeMetrics answers Prometheus on listener, at /metrics, until ctx ends, and probes by health, if that isn't nil.
+func ServeMetrics(ctx context.Context, listener net.Listener, gatherer prometheus.Gatherer, health *Health) error {
 	mux := http.NewServeMux()
+	if health != nil {
+		mux.Handle("GET /health/", health.Handler())
+	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })

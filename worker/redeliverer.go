@@ -26,7 +26,8 @@ type Redeliverer struct {
 	log   *zap.Logger
 	onDue func() // something in the queue became due
 
-	forgot time.Time // when there was nothing more to remove
+	forgot  time.Time // when there was nothing more to remove
+	failing outage
 }
 
 // Run takes steps until ctx ends.
@@ -38,8 +39,10 @@ func (r *Redeliverer) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			r.steps(ctx)
-			r.forget(ctx)
+			if r.failing.due() {
+				r.steps(ctx)
+				r.forget(ctx)
+			}
 		}
 	}
 }
@@ -66,6 +69,7 @@ func (r *Redeliverer) steps(ctx context.Context) {
 			r.failed(ctx, step, err)
 			return
 		}
+		r.failing.note(r.log, "take steps of redeliveries", nil)
 		if step.Created > 0 {
 			r.onDue()
 		}
@@ -80,10 +84,11 @@ func (r *Redeliverer) failed(ctx context.Context, step postgres.RedeliveryStep, 
 	if ctx.Err() != nil {
 		return
 	}
-	r.log.Warn("redelivery step not taken", zap.String("job_id", id.Job.Format(step.Job)), zap.Error(err))
 	if step.Job == uuid.Nil || postgres.Unavailable(err) {
+		r.failing.note(r.log, "take steps of redeliveries", err)
 		return
 	}
+	r.log.Warn("redelivery step not taken", zap.String("job_id", id.Job.Format(step.Job)), zap.Error(err))
 	if err := postgres.RedeliveryFailed(ctx, r.db, step.Job); err != nil {
 		r.log.Warn("failure not noted", zap.String("job_id", id.Job.Format(step.Job)), zap.Error(err))
 	}

@@ -37,13 +37,14 @@ type Sweeper struct {
 func (s *Sweeper) Run(ctx context.Context) {
 	ticker := time.NewTicker(s.every)
 	defer ticker.Stop()
+	var failing outage
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if err := errors.Join(s.sweep(ctx), s.removeStrays(ctx, strayAfter)); err != nil && ctx.Err() == nil {
-				s.log.Warn("sweep ended early", zap.Error(err))
+			if err := errors.Join(s.sweep(ctx), s.removeStrays(ctx, strayAfter)); ctx.Err() == nil {
+				failing.note(s.log, "sweep", err)
 			}
 		}
 	}

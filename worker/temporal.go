@@ -85,17 +85,17 @@ func ensureAttestLog(ctx context.Context, temporalClient client.Client, log db.O
 // eventually repeats f until it succeeds or ctx ends.
 func eventually[T any](ctx context.Context, log *zap.Logger, what string, f func() (T, error)) (T, error) {
 	wait := 200 * time.Millisecond
+	var failing outage
 	for {
 		result, err := f()
-		if err == nil {
+		if failing.note(log, what, err); err == nil {
 			return result, nil
 		}
-		log.Info("not yet: "+what, zap.Error(err))
 		select {
 		case <-ctx.Done():
 			return result, fmt.Errorf("%s: %w", what, context.Cause(ctx))
 		case <-time.After(wait):
-			wait = min(2*wait, 5*time.Second)
+			wait = jitter(min(2*wait, 5*time.Second))
 		}
 	}
 }

@@ -50,6 +50,8 @@ type Config struct {
 	ReconcileEvery time.Duration
 	// Metrics is where the worker registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
+	// Health is told how the worker is. Default: nobody is.
+	Health *Health
 	// Log gets one line an event.
 	Log *zap.Logger
 }
@@ -68,24 +70,25 @@ const (
 
 // Worker carries deliveries and grows logs.
 type Worker struct {
-	config     Config
-	metrics    *metrics
-	lease      *Lease
-	temporal   client.Client
-	dispatcher *Dispatcher
-	permits    *activities.Permits
-	commander  *Commander
-	loader     *activities.Loader
-	recorder   *activities.Recorder
-	client     *webhook.Client
-	sealing    *activities.Sealing
-	interrupt  chan struct{}
-	delivery   worker.Worker
-	attest     worker.Worker
+	config      Config
+	metrics     *metrics
+	lease       *Lease
+	temporal    client.Client
+	dispatcher  *Dispatcher
+	permits     *activities.Permits
+	commander   *Commander
+	loader      *activities.Loader
+	recorder    *activities.Recorder
+	client      *webhook.Client
+	sealing     *activities.Sealing
+	reconciling *activities.Reconciling
+	interrupt   chan struct{}
+	delivery    *sdkWorker
+	attest      *sdkWorker // nil: it seals nothing
 }
 
 // Run carries deliveries until ctx ends, then stops in order: no new claims, requests in flight for 8 s more, what is to
-// be recorded, a last seal, the lease. It returns an error only if it could not start.
+// be recorded, a last seal, the lease. What it needs it waits for; it returns an error only if ctx ended before it had started.
 func Run(ctx context.Context, config Config) error {
 	if config.MaxInFlight == 0 {
 		config.MaxInFlight = 200
@@ -96,6 +99,10 @@ func Run(ctx context.Context, config Config) error {
 	if config.ReconcileEvery == 0 {
 		config.ReconcileEvery = defaultReconcileEvery
 	}
+	if config.Health == nil {
+		config.Health = NewHealth()
+	}
+	config.Health.Set(CheckSchema, "")
 	w := &Worker{config: config, metrics: newMetrics(config.Metrics), interrupt: make(chan struct{})}
 	handler, closer := sdkMetrics(config.Metrics, config.Log)
 	defer func() { _ = closer.Close() }()
@@ -107,12 +114,13 @@ func Run(ctx context.Context, config Config) error {
 	}
 	defer w.temporal.Close()
 	w.build()
-	if err := w.delivery.Start(); err != nil {
-		return fmt.Errorf("start delivery worker: %w", err)
+	if err := w.delivery.start(ctx); err != nil {
+		return err
 	}
 	if w.attest != nil {
-		if err := w.attest.Start(); err != nil {
-			return fmt.Errorf("start attestation worker: %w", err)
+		if err := w.attest.start(ctx); err != nil {
+			w.delivery.Stop()
+			return err
 		}
 	}
 	w.serve(ctx)
@@ -162,7 +170,25 @@ func (w *Worker) build() {
 		db: c.Engine, temporal: w.temporal, log: c.Log, onDue: w.dispatcher.Wake, onLeaf: w.sealing.Poke,
 	}
 	w.loader = activities.NewLoader(c.Engine, w.dispatcher.busy)
-	w.delivery = worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
+	acts := &activities.Activities{
+		DB: c.Engine, Client: w.client, Loader: w.loader, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
+		Permits: w.permits, Metrics: attempts,
+	}
+	w.delivery = &sdkWorker{name: "delivery", log: c.Log, make: func(onFatal func(error)) worker.Worker {
+		return w.newDelivery(acts, onFatal)
+	}}
+	if c.KeyDir != "" {
+		w.reconciling = activities.NewReconciling(activities.ReconcilingConfig{
+			DB: c.Engine, OnLeaves: w.sealing.Poke, Metrics: c.Metrics, Log: c.Log,
+		})
+		w.attest = &sdkWorker{name: "attestation", log: c.Log, make: w.newAttestation}
+	}
+}
+
+func (w *Worker) newDelivery(acts *activities.Activities, onFatal func(error)) worker.Worker {
+	c := w.config
+	delivery := worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
+		OnFatalError: onFatal,
 		// Every claimed delivery may have a local activity and an ordinary one at the same time.
 		MaxConcurrentLocalActivityExecutionSize: 2 * c.MaxInFlight,
 		MaxConcurrentActivityExecutionSize:      2 * c.MaxInFlight,
@@ -171,22 +197,19 @@ func (w *Worker) build() {
 		MaxConcurrentActivityTaskPollers:        4,
 		WorkerStopTimeout:                       stopTimeout,
 	})
-	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverWebhook, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
-	w.delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
-	w.delivery.RegisterActivity(&activities.Activities{
-		DB: c.Engine, Client: w.client, Loader: w.loader, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
-		Permits: w.permits, Metrics: attempts,
-	})
-	if c.KeyDir == "" {
-		return
-	}
-	w.attest = worker.New(w.temporal, workflows.AttestationTaskQueue, worker.Options{WorkerStopTimeout: stopTimeout})
-	w.attest.RegisterWorkflowWithOptions(workflows.AttestLog, workflow.RegisterOptions{Name: workflows.AttestLogName})
-	w.attest.RegisterActivityWithOptions(w.sealing.SealLog, activity.RegisterOptions{Name: "SealLog"})
-	w.attest.RegisterWorkflowWithOptions(workflows.Reconcile, workflow.RegisterOptions{Name: workflows.ReconcileName})
-	w.attest.RegisterActivity(activities.NewReconciling(activities.ReconcilingConfig{
-		DB: c.Engine, OnLeaves: w.sealing.Poke, Metrics: c.Metrics, Log: c.Log,
-	}))
+	delivery.RegisterWorkflowWithOptions(workflows.DeliverWebhook, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
+	delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
+	delivery.RegisterActivity(acts)
+	return delivery
+}
+
+func (w *Worker) newAttestation(onFatal func(error)) worker.Worker {
+	attest := worker.New(w.temporal, workflows.AttestationTaskQueue, worker.Options{OnFatalError: onFatal, WorkerStopTimeout: stopTimeout})
+	attest.RegisterWorkflowWithOptions(workflows.AttestLog, workflow.RegisterOptions{Name: workflows.AttestLogName})
+	attest.RegisterActivityWithOptions(w.sealing.SealLog, activity.RegisterOptions{Name: "SealLog"})
+	attest.RegisterWorkflowWithOptions(workflows.Reconcile, workflow.RegisterOptions{Name: workflows.ReconcileName})
+	attest.RegisterActivity(w.reconciling)
+	return attest
 }
 
 // serve runs the loops until ctx ends, and stops everything in order.
@@ -207,9 +230,14 @@ func (w *Worker) serve(ctx context.Context) {
 	loops.Go(func() { w.maintain(ctx) })
 	loops.Go(func() { w.watchCircuits(ctx) })
 	loops.Go(func() { w.watchSealing(ctx) })
+	loops.Go(func() { w.watchTemporal(ctx) })
+	watch := postgres.NewWatch(nil, w.config.Engine) // so that the pool lets go of connections that hang or lead to a standby
+	loops.Go(func() { watch.Run(ctx) })
+	w.config.Health.started(w.lease.Alive)
 	w.config.Log.Info("worker started", zap.String("temporal", w.config.Temporal.HostPort))
 
 	<-ctx.Done()
+	w.config.Health.Set(CheckTraffic, "stopping")
 	w.config.Log.Info("worker stopping")
 	loops.Wait()
 	drained := time.AfterFunc(drainFor, func() { close(w.interrupt) })

@@ -979,7 +979,9 @@ type HandshakeType string
 
 // Health defines model for Health.
 type Health struct {
-	Status HealthStatus `json:"status"`
+	// Checks The checks that hold; each says `ok`.
+	Checks *map[string]string `json:"checks,omitempty"`
+	Status HealthStatus       `json:"status"`
 }
 
 // HealthStatus defines model for Health.Status.
@@ -1254,6 +1256,9 @@ type PendingStatus string
 
 // Problem RFC 9457.
 type Problem struct {
+	// Checks Of `/health/ready` and `/health/startup` only. How each check is; `ok`, or why it fails.
+	Checks *map[string]string `json:"checks,omitempty"`
+
 	// Detail What to do.
 	Detail string `json:"detail"`
 
@@ -1605,6 +1610,9 @@ type ProvenID = string
 
 // TreeSize defines model for TreeSize.
 type TreeSize = int64
+
+// TooMany RFC 9457.
+type TooMany = Problem
 
 // Unavailable RFC 9457.
 type Unavailable = Problem
@@ -2399,13 +2407,26 @@ type ClientInterface interface {
 
 	// GetLive The process runs
 	//
+	// Depends on nothing else. For a liveness probe; a process that fails it should be restarted.
+	//
 	// Corresponds with GET /health/live (the `GetLive` operationId).
 	GetLive(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetReady Postgres answers and has the schema that this version needs
+	// GetReady Requests should be sent here
+	//
+	// For a readiness probe. `checks` says how each is: `postgres` (it answers and can be written to), `schema` (what this
+	// version needs is there), `started` (see `/health/startup`), `traffic` (the process isn't stopping). Postgres is asked twice a
+	// second and not by this request.
 	//
 	// Corresponds with GET /health/ready (the `GetReady` operationId).
 	GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetStartup The process has been ready once
+	//
+	// For a startup probe. The schema was seen and each pool has had a connection; from then on it stays 200.
+	//
+	// Corresponds with GET /health/startup (the `GetStartup` operationId).
+	GetStartup(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// Handshake Answer a provider's handshake
 	//
@@ -2438,7 +2459,9 @@ type ClientInterface interface {
 	// A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
 	// second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
 	//
-	// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503.
+	// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503. So is it
+	// within 2 s while Postgres is away. A tenant has a share of what waits to be stored, an endpoint one of the requests under way,
+	// and an operator may limit a tenant's rate; beyond these the answer is 429. Both say when to come back, in `Retry-After`.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -3539,6 +3562,8 @@ func (c *Client) CancelRedeliveryJob(ctx context.Context, jobID JobID, reqEditor
 
 // GetLive The process runs
 //
+// Depends on nothing else. For a liveness probe; a process that fails it should be restarted.
+//
 // Corresponds with GET /health/live (the `GetLive` operationId).
 func (c *Client) GetLive(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetLiveRequest(c.Server)
@@ -3552,11 +3577,32 @@ func (c *Client) GetLive(ctx context.Context, reqEditors ...RequestEditorFn) (*h
 	return c.Client.Do(req)
 }
 
-// GetReady Postgres answers and has the schema that this version needs
+// GetReady Requests should be sent here
+//
+// For a readiness probe. `checks` says how each is: `postgres` (it answers and can be written to), `schema` (what this
+// version needs is there), `started` (see `/health/startup`), `traffic` (the process isn't stopping). Postgres is asked twice a
+// second and not by this request.
 //
 // Corresponds with GET /health/ready (the `GetReady` operationId).
 func (c *Client) GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetReadyRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetStartup The process has been ready once
+//
+// For a startup probe. The schema was seen and each pool has had a connection; from then on it stays 200.
+//
+// Corresponds with GET /health/startup (the `GetStartup` operationId).
+func (c *Client) GetStartup(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetStartupRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -3608,7 +3654,9 @@ func (c *Client) Handshake(ctx context.Context, endpointID EndpointID, reqEditor
 // A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
 // second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
 //
-// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503.
+// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503. So is it
+// within 2 s while Postgres is away. A tenant has a share of what waits to be stored, an endpoint one of the requests under way,
+// and an operator may limit a tenant's rate; beyond these the answer is 429. Both say when to come back, in `Retry-After`.
 //
 // Takes any type of body and a specified content type.
 //
@@ -6068,6 +6116,33 @@ func NewGetReadyRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewGetStartupRequest constructs an http.Request for the GetStartup method
+func NewGetStartupRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/health/startup")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewHandshakeRequest constructs an http.Request for the Handshake method
 func NewHandshakeRequest(server string, endpointID EndpointID) (*http.Request, error) {
 	var err error
@@ -6823,17 +6898,32 @@ type ClientWithResponsesInterface interface {
 
 	// GetLiveWithResponse The process runs
 	//
+	// Depends on nothing else. For a liveness probe; a process that fails it should be restarted.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /health/live (the `GetLive` operationId).
 	GetLiveWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetLiveResponse, error)
 
-	// GetReadyWithResponse Postgres answers and has the schema that this version needs
+	// GetReadyWithResponse Requests should be sent here
+	//
+	// For a readiness probe. `checks` says how each is: `postgres` (it answers and can be written to), `schema` (what this
+	// version needs is there), `started` (see `/health/startup`), `traffic` (the process isn't stopping). Postgres is asked twice a
+	// second and not by this request.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /health/ready (the `GetReady` operationId).
 	GetReadyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetReadyResponse, error)
+
+	// GetStartupWithResponse The process has been ready once
+	//
+	// For a startup probe. The schema was seen and each pool has had a connection; from then on it stays 200.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /health/startup (the `GetStartup` operationId).
+	GetStartupWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetStartupResponse, error)
 
 	// HandshakeWithResponse Answer a provider's handshake
 	//
@@ -6868,7 +6958,9 @@ type ClientWithResponsesInterface interface {
 	// A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
 	// second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
 	//
-	// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503.
+	// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503. So is it
+	// within 2 s while Postgres is away. A tenant has a share of what waits to be stored, an endpoint one of the requests under way,
+	// and an operator may limit a tenant's rate; beyond these the answer is 429. Both say when to come back, in `Retry-After`.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -11009,6 +11101,61 @@ func (r GetReadyResponse) ContentType() string {
 	return ""
 }
 
+// GetStartupResponse503Headers the declared response headers of an HTTP 503 response for GetStartup
+type GetStartupResponse503Headers struct {
+	RetryAfter *int
+}
+
+type GetStartupResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Health
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Unavailable
+	// Headers503 the parsed response headers for an HTTP 503 response
+	Headers503 *GetStartupResponse503Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetStartupResponse) GetJSON200() *Health {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
+func (r GetStartupResponse) GetApplicationProblemJSON503() *Unavailable {
+	return r.ApplicationProblemJSON503
+}
+
+// GetBody returns the raw response body bytes
+func (r GetStartupResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetStartupResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetStartupResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetStartupResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // HandshakeResponse503Headers the declared response headers of an HTTP 503 response for Handshake
 type HandshakeResponse503Headers struct {
 	RetryAfter *int
@@ -11102,6 +11249,11 @@ type IngestResponse200Headers struct {
 	KapselLeafHash  *string
 }
 
+// IngestResponse429Headers the declared response headers of an HTTP 429 response for Ingest
+type IngestResponse429Headers struct {
+	RetryAfter *int
+}
+
 // IngestResponse503Headers the declared response headers of an HTTP 503 response for Ingest
 type IngestResponse503Headers struct {
 	RetryAfter *int
@@ -11124,6 +11276,8 @@ type IngestResponse struct {
 	ApplicationProblemJSON409 *Problem
 	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
 	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationProblemJSON429 *TooMany
 	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
 	ApplicationProblemJSON503 *Unavailable
 	// ApplicationProblemJSON508 the response for an HTTP 508 `application/problem+json` response
@@ -11132,6 +11286,8 @@ type IngestResponse struct {
 	ApplicationProblemJSONDefault *Problem
 	// Headers200 the parsed response headers for an HTTP 200 response
 	Headers200 *IngestResponse200Headers
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *IngestResponse429Headers
 	// Headers503 the parsed response headers for an HTTP 503 response
 	Headers503 *IngestResponse503Headers
 }
@@ -11169,6 +11325,11 @@ func (r IngestResponse) GetApplicationProblemJSON409() *Problem {
 // GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
 func (r IngestResponse) GetApplicationProblemJSON413() *Problem {
 	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r IngestResponse) GetApplicationProblemJSON429() *TooMany {
+	return r.ApplicationProblemJSON429
 }
 
 // GetApplicationProblemJSON503 returns the response for an HTTP 503 `application/problem+json` response
@@ -12211,6 +12372,8 @@ func (c *ClientWithResponses) CancelRedeliveryJobWithResponse(ctx context.Contex
 
 // GetLiveWithResponse The process runs
 //
+// Depends on nothing else. For a liveness probe; a process that fails it should be restarted.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /health/live (the `GetLive` operationId).
@@ -12222,7 +12385,11 @@ func (c *ClientWithResponses) GetLiveWithResponse(ctx context.Context, reqEditor
 	return ParseGetLiveResponse(rsp)
 }
 
-// GetReadyWithResponse Postgres answers and has the schema that this version needs
+// GetReadyWithResponse Requests should be sent here
+//
+// For a readiness probe. `checks` says how each is: `postgres` (it answers and can be written to), `schema` (what this
+// version needs is there), `started` (see `/health/startup`), `traffic` (the process isn't stopping). Postgres is asked twice a
+// second and not by this request.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -12233,6 +12400,21 @@ func (c *ClientWithResponses) GetReadyWithResponse(ctx context.Context, reqEdito
 		return nil, err
 	}
 	return ParseGetReadyResponse(rsp)
+}
+
+// GetStartupWithResponse The process has been ready once
+//
+// For a startup probe. The schema was seen and each pool has had a connection; from then on it stays 200.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /health/startup (the `GetStartup` operationId).
+func (c *ClientWithResponses) GetStartupWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetStartupResponse, error) {
+	rsp, err := c.GetStartup(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetStartupResponse(rsp)
 }
 
 // HandshakeWithResponse Answer a provider's handshake
@@ -12274,7 +12456,9 @@ func (c *ClientWithResponses) HandshakeWithResponse(ctx context.Context, endpoin
 // A destination may lead back here. A webhook that Kapsel itself delivers carries `Kapsel-Delivery-Id` and, from its
 // second delivery on, `Kapsel-Hops`: how many deliveries it has gone through. After more than 8 it is answered 508.
 //
-// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503.
+// Bodies that are on their way have a bounded share of the memory for each endpoint; beyond it the answer is 503. So is it
+// within 2 s while Postgres is away. A tenant has a share of what waits to be stored, an endpoint one of the requests under way,
+// and an operator may limit a tenant's rate; beyond these the answer is 429. Both say when to come back, in `Retry-After`.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -16045,6 +16229,52 @@ func ParseGetReadyResponse(rsp *http.Response) (*GetReadyResponse, error) {
 	return response, nil
 }
 
+// ParseGetStartupResponse parses an HTTP response from a GetStartupWithResponse call
+func ParseGetStartupResponse(rsp *http.Response) (*GetStartupResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetStartupResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Health
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Unavailable
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 503:
+		var headers GetStartupResponse503Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers503 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseHandshakeResponse parses an HTTP response from a HandshakeWithResponse call
 func ParseHandshakeResponse(rsp *http.Response) (*HandshakeResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -16187,6 +16417,13 @@ func ParseIngestResponse(rsp *http.Response) (*IngestResponse, error) {
 		}
 		response.ApplicationProblemJSON413 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest TooMany
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON429 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
 		var dest Unavailable
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -16228,6 +16465,16 @@ func ParseIngestResponse(rsp *http.Response) (*IngestResponse, error) {
 			headers.KapselLeafHash = &value
 		}
 		response.Headers200 = &headers
+	case rsp.StatusCode == 429:
+		var headers IngestResponse429Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	case rsp.StatusCode == 503:
 		var headers IngestResponse503Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {

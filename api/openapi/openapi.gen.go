@@ -974,7 +974,9 @@ type HandshakeType string
 
 // Health defines model for Health.
 type Health struct {
-	Status HealthStatus `json:"status"`
+	// Checks The checks that hold; each says `ok`.
+	Checks *map[string]string `json:"checks,omitempty"`
+	Status HealthStatus       `json:"status"`
 }
 
 // HealthStatus defines model for Health.Status.
@@ -1249,6 +1251,9 @@ type PendingStatus string
 
 // Problem RFC 9457.
 type Problem struct {
+	// Checks Of `/health/ready` and `/health/startup` only. How each check is; `ok`, or why it fails.
+	Checks *map[string]string `json:"checks,omitempty"`
+
 	// Detail What to do.
 	Detail string `json:"detail"`
 
@@ -1945,9 +1950,12 @@ type ServerInterface interface {
 	// GetLive The process runs
 	// (GET /health/live)
 	GetLive(c *gin.Context)
-	// GetReady Postgres answers and has the schema that this version needs
+	// GetReady Requests should be sent here
 	// (GET /health/ready)
 	GetReady(c *gin.Context)
+	// GetStartup The process has been ready once
+	// (GET /health/startup)
+	GetStartup(c *gin.Context)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -3559,6 +3567,19 @@ func (siw *ServerInterfaceWrapper) GetReady(c *gin.Context) {
 	siw.Handler.GetReady(c)
 }
 
+// GetStartup operation middleware
+func (siw *ServerInterfaceWrapper) GetStartup(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetStartup(c)
+}
+
 // GinServerOptions provides options for the Gin server.
 type GinServerOptions struct {
 	BaseURL      string
@@ -3635,6 +3656,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/api/v1/attestation/keys", wrapper.ListKeys)
 	router.GET(options.BaseURL+"/health/live", wrapper.GetLive)
 	router.GET(options.BaseURL+"/health/ready", wrapper.GetReady)
+	router.GET(options.BaseURL+"/health/startup", wrapper.GetStartup)
 }
 
 type PendingResponseHeaders struct {
@@ -8877,6 +8899,46 @@ func (response GetReady503ApplicationProblemPlusJSONResponse) VisitGetReadyRespo
 	return err
 }
 
+type GetStartupRequestObject struct {
+}
+
+type GetStartupResponseObject interface {
+	VisitGetStartupResponse(w http.ResponseWriter) error
+}
+
+type GetStartup200JSONResponse Health
+
+func (response GetStartup200JSONResponse) VisitGetStartupResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetStartup503ApplicationProblemPlusJSONResponse struct {
+	UnavailableApplicationProblemPlusJSONResponse
+}
+
+func (response GetStartup503ApplicationProblemPlusJSONResponse) VisitGetStartupResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// GetAttempt Read an attempt with its request, its response and its leaf
@@ -9023,9 +9085,12 @@ type StrictServerInterface interface {
 	// GetLive The process runs
 	// (GET /health/live)
 	GetLive(ctx context.Context, request GetLiveRequestObject) (GetLiveResponseObject, error)
-	// GetReady Postgres answers and has the schema that this version needs
+	// GetReady Requests should be sent here
 	// (GET /health/ready)
 	GetReady(ctx context.Context, request GetReadyRequestObject) (GetReadyResponseObject, error)
+	// GetStartup The process has been ready once
+	// (GET /health/startup)
+	GetStartup(ctx context.Context, request GetStartupRequestObject) (GetStartupResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx *gin.Context, request any) (any, error)
@@ -10548,6 +10613,30 @@ func (sh *strictHandler) GetReady(ctx *gin.Context) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetReadyResponseObject); ok {
 		if err := validResponse.VisitGetReadyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetStartup operation middleware
+func (sh *strictHandler) GetStartup(ctx *gin.Context) {
+	var request GetStartupRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetStartup(ctx, request.(GetStartupRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetStartup")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetStartupResponseObject); ok {
+		if err := validResponse.VisitGetStartupResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

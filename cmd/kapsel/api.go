@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 
@@ -21,7 +22,8 @@ func apiCommand() *cobra.Command {
 		Long: `Accept webhooks and answer the management and proof API. It needs only Postgres; any number
 may run at once. While Postgres is away it answers 503 and recovers by itself.
 
-On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
+On SIGTERM /health/ready says 503. After STOP_DELAY it stops accepting, gives requests in
+flight DRAIN_TIMEOUT, commits what was taken in, and exits with 0. A second signal ends it at once.
 
 ` + variables("api"),
 		Args: cobra.NoArgs,
@@ -41,15 +43,15 @@ On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
 			}
 			defer management.Close()
 			// Away, it is waited for; without a schema it can only be answered with errors.
-			if current, err := schemaCurrent(cmd.Context(), engine); err == nil && !current {
-				return migrations.ErrBehind
+			if err := checkSchema(cmd.Context(), engine); errors.Is(err, migrations.ErrBehind) {
+				return err
 			}
 			listener, err := net.Listen("tcp", config.ListenAddr)
 			if err != nil {
 				return fmt.Errorf("LISTEN_ADDR can't be listened on: %w", err)
 			}
 			registry := prometheus.NewRegistry()
-			if err := serveMetrics(cmd.Context(), config.MetricsAddr, registry, log); err != nil {
+			if err := serveMetrics(cmd.Context(), config.MetricsAddr, registry, nil, log); err != nil {
 				return err
 			}
 			notifier := postgres.NewNotifier(engine)
@@ -57,8 +59,9 @@ On SIGTERM it stops accepting, gives requests in flight 30 s, and exits with 0.
 			server, err := api.New(api.Config{
 				Engine: engine, API: management, Log: log, Notify: notifier.Notify,
 				Allow: config.AllowNetworks, PublicURL: config.PublicURL, Metrics: registry,
-				HeadsOnly: config.LogPublic == "heads",
-				Current:   func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
+				HeadsOnly: config.LogPublic == "heads", StopDelay: config.StopDelay, DrainTimeout: config.DrainTimeout,
+				MaxRequests: config.IngestMaxRequests, TenantRate: config.IngestTenantRate,
+				Current: func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },
 			})
 			if err != nil { // with two pools, only this can be wrong
 				return fmt.Errorf("PUBLIC_URL: %w", err)

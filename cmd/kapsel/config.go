@@ -42,13 +42,21 @@ type Config struct {
 
 	PublicURL string `env:"PUBLIC_URL" for:"api" help:"Where clients reach the api, such as https://webhooks.example.com; it begins the ingest URLs that they are shown. Default: those are relative."`
 
+	StopDelay time.Duration `env:"STOP_DELAY" envDefault:"5s" for:"api" help:"How long the api goes on taking requests after SIGTERM while /health/ready says 503: as long as load balancers take to notice, 0s to 5m."`
+
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"30s" for:"api" help:"How long requests under way may then take, 1s to 10m. Whoever stops the process waits for STOP_DELAY and DRAIN_TIMEOUT and 10 s more before it kills it."`
+
+	IngestMaxRequests int `env:"INGEST_MAX_REQUESTS" envDefault:"4096" for:"api" help:"How many webhooks may be under way in a process, 16 to 1000000; beyond it they are answered 503, and 429 once half of them are of one endpoint."`
+
+	IngestTenantRate int `env:"INGEST_TENANT_RATE" envDefault:"0" for:"api" help:"How many webhooks a second each process takes of one tenant before it answers 429; a second's worth may come at once. 0 for any number."`
+
 	AllowNetworks networks `env:"ALLOW_NETWORKS" for:"api worker" help:"Private networks that webhooks may be sent to, as prefixes separated by commas: 10.0.0.0/8, fd00::/8. Default: none; only public addresses."`
 
 	MaxInFlight int `env:"MAX_IN_FLIGHT" envDefault:"200" for:"worker" help:"How many claimed deliveries of a worker may wait for the record of their first attempt, 1 to 10000."`
 
 	DestinationDisableAfter time.Duration `env:"DESTINATION_DISABLE_AFTER" envDefault:"120h" for:"worker" help:"How long every attempt to a destination must fail before it is disabled, such as 120h or 90m: 1m or more, or 0 for never. What waits for it stays in the queue, and goes on when it is enabled again. The same for all workers."`
 
-	MetricsAddr string `env:"METRICS_ADDR" for:"api worker" help:"Where Prometheus finds the process's metrics, at /metrics: host:port, or :port for all addresses. Each process on a host needs one of its own. Default: nowhere."`
+	MetricsAddr string `env:"METRICS_ADDR" for:"api worker" help:"Where Prometheus finds the process's metrics, at /metrics, and probes a worker's health, at /health/…: host:port, or :port for all addresses. Each process on a host needs one of its own. Default: nowhere."`
 
 	LogPublic logPublic `env:"LOG_PUBLIC" envDefault:"tiles" for:"api" help:"What of the logs can be read without an API key. heads: signed tree heads, keys and consistency proofs. tiles: also the tiles of the tree, so that monitors and mirrors of other projects work; they hold hashes that tell nothing about a leaf, but how many there are of all tenants together is plain."`
 
@@ -123,6 +131,14 @@ func (c *Config) validate() error {
 		return fmt.Errorf("DATABASE_MAX_CONNS is %d; allowed are 2 to 1000", c.DatabaseMaxConns)
 	case c.MaxInFlight < 1 || c.MaxInFlight > 10000:
 		return fmt.Errorf("MAX_IN_FLIGHT is %d; allowed are 1 to 10000", c.MaxInFlight)
+	case c.StopDelay < 0 || c.StopDelay > 5*time.Minute:
+		return fmt.Errorf("STOP_DELAY is %s; allowed are 0s to 5m", c.StopDelay)
+	case c.DrainTimeout < time.Second || c.DrainTimeout > 10*time.Minute:
+		return fmt.Errorf("DRAIN_TIMEOUT is %s; allowed are 1s to 10m", c.DrainTimeout)
+	case c.IngestMaxRequests < 16 || c.IngestMaxRequests > 1_000_000:
+		return fmt.Errorf("INGEST_MAX_REQUESTS is %d; allowed are 16 to 1000000", c.IngestMaxRequests)
+	case c.IngestTenantRate < 0 || c.IngestTenantRate > 1_000_000:
+		return fmt.Errorf("INGEST_TENANT_RATE is %d; allowed are 1 to 1000000, and 0 for any number", c.IngestTenantRate)
 	case c.DestinationDisableAfter != 0 && c.DestinationDisableAfter < time.Minute:
 		return fmt.Errorf("DESTINATION_DISABLE_AFTER is %s; allowed are 1m and more, and 0 for never", c.DestinationDisableAfter)
 	case c.ReconcileEvery < time.Minute || c.ReconcileEvery > 24*time.Hour:

@@ -20,7 +20,8 @@ func healthCommand() *cobra.Command {
 		Short: "Ask a process how it is; the exit status is 0 if it is well",
 		Long: `Ask a process how it is, and print what it says. The exit status is 0 if it answers 200 within 2 s.
 
-An api answers under /health/live and /health/ready at LISTEN_ADDR. It needs no variable.`,
+An api answers under /health/live, /health/ready and /health/startup at LISTEN_ADDR, a worker at
+METRICS_ADDR. It needs no variable.`,
 		Example: "  kapsel health http://127.0.0.1:8080/health/ready",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

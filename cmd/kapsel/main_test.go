@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -65,7 +66,7 @@ func TestAWorkerThatWaitsCanBeStopped(t *testing.T) {
 	t.Parallel()
 	for waits, environ := range map[string][]string{
 		"waiting for Postgres":         {"DATABASE_URL=postgres://kapsel:secret@127.0.0.1:1/kapsel"},
-		"not yet: connect to Temporal": {"DATABASE_URL=" + postgrestest.New(t), "TEMPORAL_ADDRESS=127.0.0.1:1"},
+		"not now: connect to Temporal": {"DATABASE_URL=" + postgrestest.New(t), "TEMPORAL_ADDRESS=127.0.0.1:1"},
 	} {
 		cmd := exec.CommandContext(t.Context(), "kapsel", "worker")
 		cmd.Env = append(os.Environ(), environ...)
@@ -93,4 +94,42 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A second signal ends an api at once that would go on for minutes yet.
+func TestASecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), "kapsel", "api")
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+postgrestest.New(t), "LISTEN_ADDR=127.0.0.1:0", "STOP_DELAY=5m")
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(stderr)
+	await := func(line string) {
+		for lines.Scan() && !strings.Contains(lines.Text(), line) {
+			continue
+		}
+		require.NoError(t, lines.Err())
+	}
+	await("api started")
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	await("api stopping")
+	ended := make(chan struct{})
+	go func() { // one that comes within the same millisecond as the first is part of it
+		for ticker := time.NewTicker(100 * time.Millisecond); ; {
+			select {
+			case <-ended:
+				return
+			case <-ticker.C:
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+			}
+		}
+	}()
+	_, _ = io.Copy(io.Discard, stderr)
+	close(ended)
+	var exit *exec.ExitError
+	require.ErrorAs(t, cmd.Wait(), &exit)
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	require.True(t, ok)
+	require.Equal(t, syscall.SIGTERM, status.Signal())
 }

@@ -14,11 +14,16 @@ import (
 // askFor bounds one question to Postgres at the start.
 const askFor = 5 * time.Second
 
-// schemaCurrent reports whether the schema is there; the error says that Postgres can't be asked.
-func schemaCurrent(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
+// checkSchema returns migrations.ErrBehind if the schema isn't there; any other error says that Postgres can't be asked.
+func checkSchema(ctx context.Context, pool *pgxpool.Pool) error {
 	ctx, cancel := context.WithTimeout(ctx, askFor)
 	defer cancel()
-	err := migrations.Check(ctx, pool)
+	return migrations.Check(ctx, pool)
+}
+
+// schemaCurrent reports whether the schema is there; the error says that Postgres can't be asked.
+func schemaCurrent(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
+	err := checkSchema(ctx, pool)
 	if errors.Is(err, migrations.ErrBehind) {
 		return false, nil
 	}
@@ -29,15 +34,16 @@ func schemaCurrent(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
 func awaitSchema(ctx context.Context, pool *pgxpool.Pool, log *zap.Logger) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
+	var told time.Time
 	for {
-		current, err := schemaCurrent(ctx, pool)
-		switch {
-		case current:
-			return nil
-		case err == nil:
-			return migrations.ErrBehind
+		err := checkSchema(ctx, pool)
+		if err == nil || errors.Is(err, migrations.ErrBehind) {
+			return err
 		}
-		log.Info("waiting for Postgres", zap.Error(err))
+		if time.Since(told) >= time.Minute {
+			told = time.Now()
+			log.Warn("waiting for Postgres", zap.Error(err))
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -22,7 +22,10 @@ func workerCommand() *cobra.Command {
 		Long: `Deliver webhooks and grow the log. Any number of workers may run at once.
 
 A worker waits for Postgres and Temporal if they are away, also at its start. On SIGTERM it
-claims nothing more, gives requests in flight 8 s, signs what was recorded, and exits with 0.
+claims nothing more, gives requests in flight 8 s, signs what was recorded, and exits with 0,
+within a minute. A second signal ends it at once; what it carried others take over.
+
+At METRICS_ADDR it also answers /health/live, /health/ready and /health/startup.
 
 ` + variables("worker"),
 		Args: cobra.NoArgs,
@@ -44,7 +47,11 @@ claims nothing more, gives requests in flight 8 s, signs what was recorded, and 
 				return err
 			}
 			registry := prometheus.NewRegistry()
-			if err := serveMetrics(cmd.Context(), config.MetricsAddr, registry, log); err != nil {
+			// Probes are answered until the process ends: one that stops is alive.
+			serving, stopServing := context.WithCancel(context.WithoutCancel(cmd.Context()))
+			defer stopServing()
+			health := worker.NewHealth()
+			if err := serveMetrics(serving, config.MetricsAddr, registry, health, log); err != nil {
 				return err
 			}
 			if err := awaitSchema(cmd.Context(), engine, log); err != nil {
@@ -61,14 +68,15 @@ claims nothing more, gives requests in flight 8 s, signs what was recorded, and 
 				HighWaterDir:   config.LogHighWaterDir,
 				ReconcileEvery: config.ReconcileEvery,
 				Metrics:        registry,
+				Health:         health,
 				Log:            log,
 			}))
 		},
 	}
 }
 
-// serveMetrics answers Prometheus beside an api or a worker, if it is asked to.
-func serveMetrics(ctx context.Context, address string, registry *prometheus.Registry, log *zap.Logger) error {
+// serveMetrics answers Prometheus beside an api or a worker, and probes of a worker, if it is asked to.
+func serveMetrics(ctx context.Context, address string, registry *prometheus.Registry, health *worker.Health, log *zap.Logger) error {
 	if address == "" {
 		return nil
 	}
@@ -78,7 +86,7 @@ func serveMetrics(ctx context.Context, address string, registry *prometheus.Regi
 	}
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	go func() {
-		if err := worker.ServeMetrics(ctx, listener, registry); err != nil {
+		if err := worker.ServeMetrics(ctx, listener, registry, health); err != nil {
 			log.Error("metrics not served", zap.Error(err))
 		}
 	}()
