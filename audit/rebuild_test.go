@@ -93,6 +93,7 @@ func TestRebuildKeepsWhatIsNotPublished(t *testing.T) {
 	require.EqualValues(t, 151, done.Leaves)
 	require.EqualValues(t, 51, done.Unpublished)
 	require.Equal(t, 1, done.Heads)
+	require.EqualValues(t, 151, value[int64](t, target.owner, "select leaf_index from reconciled_logs"), "their attempts aren't there")
 	target.queue(t, b.tenant, 1)
 	target.seal(t)
 	target.requireSound(t, 152)

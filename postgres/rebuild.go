@@ -117,5 +117,10 @@ func (w *LogWriter) End(ctx context.Context, root SizedRoot) error {
 	if err != nil {
 		return fmt.Errorf("write newest size: %w", err)
 	}
+	// The attempts aren't there, so reconciliation has nothing to compare these leaves with.
+	_, err = w.tx.Exec(ctx, "insert into reconciled_logs (log_id, leaf_index) values ($1, $2)", w.log, root.TreeSize)
+	if err != nil {
+		return fmt.Errorf("write where reconciliation begins: %w", err)
+	}
 	return nil
 }
