@@ -1,9 +1,12 @@
 package api
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/webhook"
 )
 
 // metrics are what an api process tells of what it accepts.
@@ -12,12 +15,21 @@ type metrics struct {
 	size         prometheus.Histogram
 	skipped      prometheus.Counter
 	filterErrors *prometheus.CounterVec
+	operational  *prometheus.CounterVec
 }
+
+// What became of an operational webhook.
+const (
+	toldQueued  = "queued"  // at least one destination gets it
+	toldSkipped = "skipped" // none does: their filters leave it out, or there is none
+	toldDropped = "dropped" // its tenant has removed its operational endpoint
+	toldFailed  = "failed"  // it couldn't be made now, and is tried again
+)
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "kapsel_events_total", Help: "Webhooks that were answered with 200, by result: accepted, or duplicate of one that was accepted before.",
+			Name: "kapsel_events_total", Help: "Webhooks by result: accepted (stored, operational ones too), or duplicate of one that was accepted before.",
 		}, []string{"result"}),
 		size: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "kapsel_event_body_bytes", Help: "Sizes of the bodies of accepted webhooks.",
@@ -29,9 +41,17 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		filterErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kapsel_filter_errors_total", Help: "Deliveries made because their filter failed, by why it did.",
 		}, []string{"error"}),
+		operational: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kapsel_operational_webhooks_total", Help: "Operational webhooks, by type and by what became of them; one that failed counts each time.",
+		}, []string{"type", "result"}),
+	}
+	for _, what := range []string{webhook.TypeDeliveryDead, webhook.TypeCircuitOpened, webhook.TypeDestinationDisabled} {
+		for _, result := range []string{toldQueued, toldSkipped, toldDropped, toldFailed} {
+			m.operational.WithLabelValues(what, result) // so that the first one is seen as an increase
+		}
 	}
 	if registerer != nil {
-		registerer.MustRegister(m.events, m.size, m.skipped, m.filterErrors)
+		registerer.MustRegister(m.events, m.size, m.skipped, m.filterErrors, m.operational)
 	}
 	return m
 }
@@ -47,6 +67,18 @@ func (*metrics) watch(registerer prometheus.Registerer, s *Server) {
 	gauge("kapsel_ingest_body_bytes", "Bytes of webhooks' bodies in memory: being read, or waiting for their commit.", s.bodies.held)
 	gauge("kapsel_ingest_body_bytes_max", "How many there may be; beyond it webhooks are answered 503.", func() float64 { return float64(s.bodies.max) })
 	registerer.MustRegister(postgres.NewPoolCollector("ingest", s.config.Engine), postgres.NewPoolCollector("management", s.config.API))
+}
+
+func (m *metrics) told(what, result string) { m.operational.WithLabelValues(what, result).Inc() }
+
+// toldEvent counts an operational webhook that was stored, as an event like any other too.
+func (m *metrics) toldEvent(row *postgres.Acceptance) {
+	result := toldSkipped
+	if slices.ContainsFunc(row.Deliveries, func(d postgres.NewDelivery) bool { return d.Skipped == nil }) {
+		result = toldQueued
+	}
+	m.told(row.EventType, result)
+	m.accepted(row)
 }
 
 // accepted counts an event that was stored, and what filters did with it.
