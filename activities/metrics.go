@@ -36,6 +36,9 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400, 432000},
 		}, []string{"state"}),
 	}
+	for _, state := range []delivery.State{delivery.Delivered, delivery.Dead, delivery.Canceled} {
+		m.ended.WithLabelValues(string(state)) // so that the first one is seen as an increase
+	}
 	if registerer != nil {
 		registerer.MustRegister(m.attempts, m.duration, m.ended)
 	}

@@ -29,7 +29,7 @@ const (
 func newMetrics(registerer prometheus.Registerer) *metrics {
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "kapsel_events_total", Help: "Webhooks that were answered with 200, by result: accepted, or duplicate of one that was accepted before.",
+			Name: "kapsel_events_total", Help: "Webhooks by result: accepted (stored, operational ones too), or duplicate of one that was accepted before.",
 		}, []string{"result"}),
 		size: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "kapsel_event_body_bytes", Help: "Sizes of the bodies of accepted webhooks.",
@@ -56,18 +56,6 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	return m
 }
 
-func (m *metrics) told(what, result string) { m.operational.WithLabelValues(what, result).Inc() }
-
-// toldEvent counts an operational webhook that was stored, as an event like any other too.
-func (m *metrics) toldEvent(row *postgres.Acceptance) {
-	result := toldSkipped
-	if slices.ContainsFunc(row.Deliveries, func(d postgres.NewDelivery) bool { return d.Skipped == nil }) {
-		result = toldQueued
-	}
-	m.told(row.EventType, result)
-	m.accepted(row)
-}
-
 // watch registers what is read from the server when Prometheus asks.
 func (*metrics) watch(registerer prometheus.Registerer, s *Server) {
 	if registerer == nil {
@@ -79,6 +67,18 @@ func (*metrics) watch(registerer prometheus.Registerer, s *Server) {
 	gauge("kapsel_ingest_body_bytes", "Bytes of webhooks' bodies in memory: being read, or waiting for their commit.", s.bodies.held)
 	gauge("kapsel_ingest_body_bytes_max", "How many there may be; beyond it webhooks are answered 503.", func() float64 { return float64(s.bodies.max) })
 	registerer.MustRegister(postgres.NewPoolCollector("ingest", s.config.Engine), postgres.NewPoolCollector("management", s.config.API))
+}
+
+func (m *metrics) told(what, result string) { m.operational.WithLabelValues(what, result).Inc() }
+
+// toldEvent counts an operational webhook that was stored, as an event like any other too.
+func (m *metrics) toldEvent(row *postgres.Acceptance) {
+	result := toldSkipped
+	if slices.ContainsFunc(row.Deliveries, func(d postgres.NewDelivery) bool { return d.Skipped == nil }) {
+		result = toldQueued
+	}
+	m.told(row.EventType, result)
+	m.accepted(row)
 }
 
 // accepted counts an event that was stored, and what filters did with it.

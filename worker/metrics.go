@@ -55,6 +55,9 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 			Help: "Deliveries that went back into the queue because the workflow that carried them was gone, by who noticed: dispatcher or sweeper.",
 		}, []string{"by"}),
 	}
+	for _, by := range []string{"dispatcher", "sweeper"} {
+		m.lost.WithLabelValues(by) // so that the first one is seen as an increase
+	}
 	if registerer != nil {
 		registerer.MustRegister(m.claimed, m.batching, m.eager, m.circuits, m.disabled, m.rounds, m.failures, m.lost)
 	}
