@@ -133,7 +133,7 @@ func TestAClosedLogTakesNothing(t *testing.T) {
 	b.stopWorkers(t)
 	_, err := admin.CloseLog(t.Context(), b.owner, b.closeConfig())
 	require.NoError(t, err)
-	require.ErrorIs(t, b.sealing().SealNow(t.Context(), b.log.ID), postgres.ErrNoLog)
+	require.ErrorIs(t, b.sealing().SealNow(t.Context(), b.log.ID), postgres.ErrLogClosed)
 	_, err = admin.RotateKey(t.Context(), b.owner, b.rotateConfig(false))
 	require.Error(t, err)
 	for _, sql := range []string{

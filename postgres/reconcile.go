@@ -68,7 +68,8 @@ type RecordedLeaf struct {
 
 // attemptsOfDaySQL reads a range of the primary key, of one day's partition.
 const attemptsOfDaySQL = `
-select a.id, a.log_id, a.tenant_id, a.leaf_hash, a.recorded_at from attempts a
+select a.id, coalesce(m.new_log_id, a.log_id), a.tenant_id, coalesce(m.leaf_hash, a.leaf_hash), a.recorded_at
+from attempts a left join lateral (` + movedSQL + `) m on true
 where a.id > $1 and a.id < $2 order by a.id limit $3`
 
 // AttemptsOfDay returns a page of a day's attempts, in the order of their IDs.
@@ -215,7 +216,11 @@ func LeafHashesOf(ctx context.Context, pool *pgxpool.Pool, attempts []uuid.UUID)
 	return recorded, nil
 }
 
-const leafRecordsSQL = `select a.id, a.log_id, a.tenant_id, a.leaf_hash, a.recorded_at from attempts a where a.id = any($1)`
+const leafRecordsSQL = `select a.id, coalesce(m.new_log_id, a.log_id), a.tenant_id, coalesce(m.leaf_hash, a.leaf_hash), a.recorded_at
+from attempts a left join lateral (` + movedSQL + `) m on true where a.id = any($1)`
+
+// movedSQL is where the leaf of attempt a went when its log was closed before it had its place there, and how it reads now.
+const movedSQL = `select m.new_log_id, m.leaf_hash from moved_leaves m where m.attempt_id = a.id order by m.moved_at desc limit 1`
 
 const eventsThereSQL = `select e.id from events e where e.id = any($1)`
 
