@@ -185,6 +185,7 @@ func TestThePoolIsUsedUp(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(c *api.Config) { c.AcceptTimeout = 300 * time.Millisecond })
 	known, unknown := b.endpoint(t), b.endpoint(t)
+	b.awaitReady(t, 200) // its first look at the pools is over
 	acceptedID(t, b.ingest(t, known, "before"))
 	var held []*pgxpool.Conn
 	for range b.engine.Config().MaxConns {
