@@ -11,6 +11,9 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/kapsel-io/kapsel/postgres/pgserver"
 )
@@ -98,12 +101,27 @@ func (d *database) gone() bool {
 	}
 }
 
-// ensure starts the server unless it runs.
+// ensure starts the server unless it runs, and waits until it has recovered.
 func (d *database) ensure(ctx context.Context) error {
 	if d.gone() {
 		return d.start(ctx)
 	}
-	return nil
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := pgx.Connect(ctx, d.url("postgres"))
+		if err == nil {
+			return conn.Close(ctx)
+		}
+		if d.gone() { // it gave up on the way
+			return d.start(ctx)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("Postgres did not recover: %w", err)
+		}
+	}
 }
 
 func (d *database) stop() error {

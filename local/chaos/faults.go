@@ -27,8 +27,8 @@ func (m *machine) inject(ctx context.Context, f Fault) (mend func(context.Contex
 	case "lock":
 		return m.lock(ctx, f.Target)
 	case "away":
-		if f.Target == temporalName {
-			return m.kill([]string{temporalName})
+		if f.Target == temporalName { // it is away until it serves again
+			return withoutContext(m.processes[temporalName].run), m.processes[temporalName].kill()
 		}
 		return m.crashPostgres(ctx, "immediate")
 	case "cut":

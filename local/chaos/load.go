@@ -19,13 +19,13 @@ import (
 
 const (
 	// tries is how often a source sends a webhook until it is answered 200.
-	tries = 10
+	tries = 60
 	// tryEvery is how long it waits in between.
 	tryEvery = time.Second
 	// answerWithin is how long it waits for an answer.
 	answerWithin = 5 * time.Second
 	// sourcesAtOnce is how many webhooks may be under way to the apis; then the load waits.
-	sourcesAtOnce = 400
+	sourcesAtOnce = 2000
 	// largeEvery webhooks one is large, so that it is committed on a connection of its own.
 	largeEvery = 40
 	largeBytes = 300 << 10
