@@ -55,7 +55,7 @@ It needs the binaries of a Postgres server (15 or newer) and the Go toolchain, a
 	flags.IntVar(&f.Rate, "rate", 20, "webhooks a second")
 	flags.DurationVar(&f.Settle, "settle", 8*time.Minute, "how long what is under way may take to end after that")
 	flags.StringSliceVar(&f.Kinds, "faults", nil, "the kinds of fault to make, separated by commas; default all")
-	flags.BoolVar(&f.keep, "keep", false, "keep the directory with data, keys and the logs of all processes")
+	flags.BoolVar(&f.keep, "keep", false, "keep the directory with data, keys and the logs of all processes, also if all went well")
 	flags.BoolVar(&f.asJSON, "json", false, "print one JSON object; progress goes to standard error in any case")
 	return cmd
 }
@@ -84,10 +84,11 @@ func runChaos(ctx context.Context, f chaosFlags, out, errOut io.Writer) error {
 		return err
 	}
 	report, err := chaos.Run(ctx, f.Config)
-	if f.keep {
-		_, _ = fmt.Fprintln(errOut, "data and logs are in", f.Dir)
-	} else if removed := os.RemoveAll(f.Dir); err == nil {
-		err = removed
+	// What didn't go well is kept in any case: the same seed makes the same faults, but not the same moment again.
+	if f.keep || err != nil || report.Err() != nil {
+		_, _ = fmt.Fprintln(errOut, "data, keys and logs are in", f.Dir)
+	} else {
+		report.Dir, err = "", os.RemoveAll(f.Dir)
 	}
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ type run struct {
 
 // Run breaks everything as the seed says and returns what it has found. An error means that it could not be found out.
 func Run(ctx context.Context, config Config) (*Report, error) {
-	r := &run{config: config, ledger: newLedger(), report: &Report{Seed: config.Seed, Dir: config.Dir, Seconds: config.Duration.Seconds()}}
+	r := &run{config: config, ledger: newLedger(), report: &Report{Seed: config.Seed, Dir: config.Dir, Seconds: config.Duration.Seconds(), Violations: []Violation{}}}
 	without := map[string]string{}
 	if why := smallDiskRefused(config.Dir); why != "" {
 		without["disk-full"] = why
@@ -263,6 +263,7 @@ func (r *run) fill(j *judgement) {
 	report.addFaults(r.start, r.faults, l)
 	report.Accepted, report.Refused, report.Skipped, report.AnsweredAgain, report.Answers = len(l.accepted), l.refused, l.skipped, l.again, l.answers
 	report.Events, report.Attempts, report.Heads, report.HeadChecks = len(j.record.events), len(j.record.attempts), len(r.heads.seen), r.heads.checks
+	report.LongestWithoutHead = seconds(r.heads.longest)
 	report.Duplicates, report.LostStarts = j.duplicates, j.lostStarts
 	report.Deliveries = map[string]int{}
 	for _, d := range j.record.deliveries {

@@ -119,7 +119,7 @@ func (d *database) ensure(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("Postgres did not recover: %w", err)
+			return fmt.Errorf("wait for Postgres to recover: %w", err)
 		}
 	}
 }

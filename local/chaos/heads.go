@@ -19,6 +19,8 @@ type heads struct {
 	seen     map[int64][]byte // root by size
 	checks   int              // that compared two heads
 	failed   int              // that found nothing out, because an api was away
+	newest   time.Time        // when a head was shown that hadn't been
+	longest  time.Duration    // between two of these
 	broken   func(promise, format string, args ...any)
 }
 
@@ -82,6 +84,12 @@ func (h *heads) check(ctx context.Context, m *monitor.Monitor) {
 	size := int64(report.Head.TreeSize)
 	if before, ok := h.seen[size]; ok && !bytes.Equal(before, report.Head.RootHash) {
 		h.broken(promiseRoots, "size %d was shown with the roots %x and %x", size, before, report.Head.RootHash)
+	}
+	if _, ok := h.seen[size]; !ok {
+		if !h.newest.IsZero() {
+			h.longest = max(h.longest, time.Since(h.newest))
+		}
+		h.newest = time.Now()
 	}
 	h.seen[size] = report.Head.RootHash
 }

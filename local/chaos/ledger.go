@@ -19,6 +19,8 @@ type ledger struct {
 	skipped  int                     // webhooks that weren't sent because too many were under way
 	again    int                     // answers that said the webhook was there already
 	answers  map[int]int             // by status; 0 is none
+	// failedTwice is when a webhook was taken by neither api, one asked right after the other.
+	failedTwice []time.Time
 }
 
 // accepted is a webhook that got its 200.
@@ -62,6 +64,23 @@ func (l *ledger) accept(event uuid.UUID, a *accepted, duplicate bool) bool {
 		l.again++
 	}
 	return true
+}
+
+func (l *ledger) failTwice() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failedTwice = append(l.failedTwice, time.Now())
+}
+
+func (l *ledger) failedTwiceIn(from, to time.Time) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, at := range l.failedTwice {
+		if at.After(from) && at.Before(to) {
+			n++
+		}
+	}
+	return n
 }
 
 // arrive notes a request. undisturbed: at a receiver that nothing is done to.

@@ -29,6 +29,8 @@ type Report struct {
 	Leaves        int            `json:"leaves"`
 	Heads         int            `json:"heads"` // sizes that were shown and compared
 	HeadChecks    int            `json:"head_checks"`
+	// LongestWithoutHead is how long the log showed no new head while webhooks were sent.
+	LongestWithoutHead float64 `json:"longest_without_head"`
 	// Duplicates are requests that receivers saw again under the same attempt, LostStarts what the leaves count of them and
 	// of those that never arrived.
 	Duplicates     int         `json:"duplicates"`
@@ -48,6 +50,8 @@ type FaultReport struct {
 	// killed process is counted from the kill, everything else from the end of the fault.
 	Next     float64 `json:"next"`
 	CaughtUp float64 `json:"caught_up"`
+	// FailedTwice are the webhooks that neither api took meanwhile, one asked right after the other.
+	FailedTwice int `json:"failed_twice"`
 }
 
 // KindReport are the longest of a kind of fault and its target.
@@ -57,6 +61,8 @@ type KindReport struct {
 	Times    int     `json:"times"`
 	Next     float64 `json:"next"`
 	CaughtUp float64 `json:"caught_up"`
+	// FailedTwice is the sum.
+	FailedTwice int `json:"failed_twice"`
 }
 
 // Err says that a promise was broken.
@@ -64,7 +70,7 @@ func (r *Report) Err() error {
 	if len(r.Violations) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d violations; run it again with --seed %d --keep and read the processes' logs", len(r.Violations), r.Seed)
+	return fmt.Errorf("%d violations; read the processes' logs in %s, or run it again with --seed %d", len(r.Violations), r.Dir, r.Seed)
 }
 
 func (r *Report) addFaults(start time.Time, faults []happened, l *ledger) {
@@ -76,7 +82,7 @@ func (r *Report) addFaults(start time.Time, faults []happened, l *ledger) {
 		next, caughtUp := l.recovery(from)
 		r.Faults = append(r.Faults, FaultReport{
 			At: seconds(h.began.Sub(start)), Seconds: seconds(h.mended.Sub(h.began)), Kind: h.Kind, Target: h.Target,
-			Next: seconds(next), CaughtUp: seconds(caughtUp),
+			Next: seconds(next), CaughtUp: seconds(caughtUp), FailedTwice: l.failedTwiceIn(h.began, h.mended),
 		})
 	}
 	for _, f := range r.Faults {
@@ -87,6 +93,7 @@ func (r *Report) addFaults(start time.Time, faults []happened, l *ledger) {
 		}
 		k := &r.Kinds[i]
 		k.Times++
+		k.FailedTwice += f.FailedTwice
 		k.Next, k.CaughtUp = longest(k.Next, f.Next), longest(k.CaughtUp, f.CaughtUp)
 	}
 	slices.SortFunc(r.Kinds, func(a, b KindReport) int {
@@ -116,9 +123,9 @@ const shownPerPromise = 10
 func (r *Report) Print(out io.Writer) {
 	_, _ = fmt.Fprintf(out, "\nseed %d, %d faults in %.0f s; settled in %.1f s\n\n", r.Seed, len(r.Faults), r.Seconds, r.SettledSeconds)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "fault\twhat\ttimes\tnext delivery\tcaught up")
+	_, _ = fmt.Fprintln(w, "fault\twhat\ttimes\tnext delivery\tcaught up\tfailed twice")
 	for _, k := range r.Kinds {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", k.Kind, k.Target, k.Times, span(k.Next), span(k.CaughtUp))
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%d\n", k.Kind, k.Target, k.Times, span(k.Next), span(k.CaughtUp), k.FailedTwice)
 	}
 	_ = w.Flush()
 	for _, left := range r.Left {
@@ -127,10 +134,10 @@ func (r *Report) Print(out io.Writer) {
 	_, _ = fmt.Fprintf(out, `
 webhooks     %d accepted, %d given up by their source, %d not sent; %d were told that they were there already
 stored       %d events, deliveries %v, %d attempts, %d leaves
-log          %d heads shown, %d compared by the monitor
+log          %d heads shown, %d compared by the monitor; %.1f s without a new one at most
 duplicates   %d requests came again; the leaves count %d lost starts
 lost         %d
-`, r.Accepted, r.Refused, r.Skipped, r.AnsweredAgain, r.Events, r.Deliveries, r.Attempts, r.Leaves, r.Heads, r.HeadChecks,
+`, r.Accepted, r.Refused, r.Skipped, r.AnsweredAgain, r.Events, r.Deliveries, r.Attempts, r.Leaves, r.Heads, r.HeadChecks, r.LongestWithoutHead,
 		r.Duplicates, r.LostStarts, r.Lost)
 	r.printViolations(out)
 }
