@@ -49,25 +49,59 @@ func (s *Server) tellTenants(ctx context.Context) {
 	}
 }
 
-// tell tells all that waits, step by step.
+// tell tells all that waits, step by step and tenant after tenant, until a round over all of them finds nothing that it can tell.
+// What can't be made stays, and holds up none of the rest.
 func (t *teller) tell(ctx context.Context) error {
+	var failed error
+	taken := 0 // in this round
 	for ctx.Err() == nil {
 		first := t.after == uuid.Nil
-		told, err := postgres.TellOccurrences(ctx, t.config.Engine, t.after, composeFor, func(o *postgres.Occurrence) (*postgres.Acceptance, error) {
-			return t.operationalEvent(ctx, o)
-		})
+		told, err := t.step(ctx)
 		if err != nil {
 			return err
 		}
+		if failed == nil {
+			failed = told.Failed
+		}
 		t.after = told.Next
+		taken += told.Taken
 		if told.Events > 0 {
 			t.config.Notify()
 		}
-		if first && t.after == uuid.Nil { // all tenants were looked at, and there was room for more
-			return nil
+		if t.after != uuid.Nil {
+			continue
 		}
+		if first || taken == 0 { // all tenants were looked at, and there was room for more; or there is nothing to be told now
+			break
+		}
+		taken = 0
 	}
-	return nil
+	return failed
+}
+
+// step tells some of what waits, and counts what became of it: only after the commit is an event one.
+func (t *teller) step(ctx context.Context) (postgres.Told, error) {
+	var made []*postgres.Acceptance
+	told, err := postgres.TellOccurrences(ctx, t.config.Engine, t.after, composeFor, func(o *postgres.Occurrence) (*postgres.Acceptance, error) {
+		row, err := t.operationalEvent(ctx, o)
+		if err != nil {
+			t.metrics.told(o.Type, toldFailed)
+			return nil, err
+		}
+		made = append(made, row)
+		return row, nil
+	})
+	for _, row := range made {
+		if err != nil {
+			t.metrics.told(row.EventType, toldFailed)
+			continue
+		}
+		t.metrics.toldEvent(row)
+	}
+	for _, dropped := range told.Dropped {
+		t.metrics.told(dropped, toldDropped)
+	}
+	return told, err
 }
 
 // errEndpointGone is about an operational endpoint that was removed a moment ago: the next look finds that too.

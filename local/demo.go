@@ -20,9 +20,10 @@ func demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Show the whole job once: real webhooks in, delivered, proved, verified",
 		Long: `Show the whole job once. It starts everything as "local" does, sends real GitHub webhooks,
-signed, through a healthy, a flaky and a dead receiver, waits for a signed tree head, downloads
-the proofs of all attempts, verifies them in another process, changes single bytes and shows
-the rejections.
+signed, through a healthy, a flaky and a dead receiver and one with a filter, lets the dead one
+recover and delivers again what it missed, exchanges secrets, waits for a signed tree head,
+downloads the proofs of all attempts, verifies them in another process, changes single bytes
+and shows the rejections.
 
 With --exit it stops then, with status 0 only if everything it says was checked and held.`,
 		Example: `  go run ./local demo

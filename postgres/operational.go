@@ -109,14 +109,17 @@ where e.tenant_id = any($1) and e.operational and e.deleted_at is null and t.del
 
 // Told is what one step of telling did.
 type Told struct {
-	Taken  int       // rows
-	Events int       // fewer than rows if tenants have no operational endpoint any more
-	Next   uuid.UUID // the tenant after which the next step goes on; Nil: it begins again
+	Taken   int       // rows
+	Events  int       // fewer than rows if tenants have no operational endpoint any more
+	Dropped []string  // the types of what nobody is told any more
+	Failed  error     // why one became no event, the first of them: their rows stay, and are taken again in the next round
+	Next    uuid.UUID // the tenant after which the next step goes on; Nil: it begins again
 }
 
 // TellOccurrences makes events of some of what is to be told, of tenants after the given one, by the code that accepts
-// webhooks: all in one transaction. Rows that another process is telling of are left to it. What composing costs is up to
-// tenants: after so long it goes no further than it is, and the rest stays for the next step.
+// webhooks: all in one transaction. Rows that another process is telling of are left to it; those of which compose can make
+// no event stay, and hold up none of the others. What composing costs is up to tenants: after so long it goes no further than
+// it is, and the rest stays for the next step.
 func TellOccurrences(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, composeFor time.Duration,
 	compose func(*Occurrence) (*Acceptance, error)) (told Told, err error) {
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
@@ -130,18 +133,15 @@ func TellOccurrences(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, c
 		if err := addHeaders(ctx, tx, found); err != nil {
 			return err
 		}
-		rows, taken, err := composeWithin(composeFor, found, compose)
-		if err != nil {
+		c := composeWithin(composeFor, found, compose)
+		told = Told{Taken: len(c.taken), Events: len(c.rows), Dropped: c.dropped, Failed: c.failed}
+		if c.looked < len(found) || c.looked == occurrencesAtOnce {
+			told.Next = found[c.looked-1].TenantID
+		}
+		if _, err := tx.Exec(ctx, toldSQL, c.taken); err != nil || len(c.rows) == 0 {
 			return err
 		}
-		told = Told{Taken: len(taken), Events: len(rows)}
-		if told.Taken < len(found) || told.Taken == occurrencesAtOnce {
-			told.Next = found[told.Taken-1].TenantID
-		}
-		if _, err := tx.Exec(ctx, toldSQL, taken); err != nil || len(rows) == 0 {
-			return err
-		}
-		_, err = acceptInTx(ctx, tx, rows)
+		_, err = acceptInTx(ctx, tx, c.rows)
 		return err
 	})
 	if err != nil {
@@ -150,25 +150,38 @@ func TellOccurrences(ctx context.Context, pool *pgxpool.Pool, after uuid.UUID, c
 	return told, nil
 }
 
-// composeWithin makes events of the first of found, at least of one, and returns which rows that were: also those that nobody
-// tells, because their tenant has removed its operational endpoint.
-func composeWithin(within time.Duration, found []*Occurrence, compose func(*Occurrence) (*Acceptance, error)) (rows []*Acceptance, taken []int64, err error) {
+// composed is what became of some occurrences.
+type composed struct {
+	looked  int // at how many
+	taken   []int64
+	rows    []*Acceptance
+	dropped []string
+	failed  error
+}
+
+// composeWithin makes events of the first of found, or tries to with at least one. What nobody tells, because its tenant has removed
+// its operational endpoint, is taken too.
+func composeWithin(within time.Duration, found []*Occurrence, compose func(*Occurrence) (*Acceptance, error)) (c composed) {
 	began := time.Now()
 	for _, o := range found {
-		if len(rows) > 0 && time.Since(began) >= within {
+		if (len(c.rows) > 0 || c.failed != nil) && time.Since(began) >= within {
 			break
 		}
-		taken = append(taken, o.id)
+		c.looked++
 		if o.Teller == uuid.Nil {
+			c.taken, c.dropped = append(c.taken, o.id), append(c.dropped, o.Type)
 			continue
 		}
 		row, err := compose(o)
 		if err != nil {
-			return nil, nil, err
+			if c.failed == nil {
+				c.failed = err
+			}
+			continue
 		}
-		rows = append(rows, row)
+		c.taken, c.rows = append(c.taken, o.id), append(c.rows, row)
 	}
-	return rows, taken, nil
+	return c
 }
 
 // takeOccurrences returns them in the order of tenants, each tenant's oldest first.

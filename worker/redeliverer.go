@@ -12,8 +12,12 @@ import (
 	"github.com/kapsel-io/kapsel/postgres"
 )
 
-// stepEvery is how often a worker looks for jobs of which the next step is due.
-const stepEvery = 250 * time.Millisecond
+const (
+	// stepEvery is how often a worker looks for jobs of which the next step is due.
+	stepEvery = 250 * time.Millisecond
+	// jobsKept is how long a job can be read after its end: as long as commands are.
+	jobsKept = commandsKept
+)
 
 // Redeliverer takes the steps of redelivery jobs. Each step is a transaction of its own, taken by whichever worker comes first,
 // so a worker that dies leaves its jobs to the others as they were.
@@ -21,6 +25,8 @@ type Redeliverer struct {
 	db    *pgxpool.Pool
 	log   *zap.Logger
 	onDue func() // something in the queue became due
+
+	forgot time.Time // when there was nothing more to remove
 }
 
 // Run takes steps until ctx ends.
@@ -33,7 +39,22 @@ func (r *Redeliverer) Run(ctx context.Context) {
 			return
 		case <-ticker.C:
 			r.steps(ctx)
+			r.forget(ctx)
 		}
+	}
+}
+
+// forget removes what is over for long: once in forgetEvery all of it, a little at a time, so that steps don't wait for it.
+func (r *Redeliverer) forget(ctx context.Context) {
+	if time.Since(r.forgot) < forgetEvery {
+		return
+	}
+	more, err := postgres.ForgetRedeliveries(ctx, r.db, jobsKept)
+	if err != nil && ctx.Err() == nil {
+		r.log.Warn("old redelivery jobs not removed", zap.Error(err))
+	}
+	if !more {
+		r.forgot = time.Now()
 	}
 }
 

@@ -2208,7 +2208,8 @@ type ClientInterface interface {
 	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-	// 10 unfinished jobs and one dry run at a time (409).
+	// 10 unfinished jobs and one dry run at a time (409). A job can be read for seven days after its end, then it is
+	// removed; its deliveries stay, and name what they repeat.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2221,7 +2222,8 @@ type ClientInterface interface {
 	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-	// 10 unfinished jobs and one dry run at a time (409).
+	// 10 unfinished jobs and one dry run at a time (409). A job can be read for seven days after its end, then it is
+	// removed; its deliveries stay, and name what they repeat.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -3219,7 +3221,8 @@ func (c *Client) ListRedeliveryJobs(ctx context.Context, params *ListRedeliveryJ
 // then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 // created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 // redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-// 10 unfinished jobs and one dry run at a time (409).
+// 10 unfinished jobs and one dry run at a time (409). A job can be read for seven days after its end, then it is
+// removed; its deliveries stay, and name what they repeat.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3242,7 +3245,8 @@ func (c *Client) CreateRedeliveryJobWithBody(ctx context.Context, params *Create
 // then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 // created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 // redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-// 10 unfinished jobs and one dry run at a time (409).
+// 10 unfinished jobs and one dry run at a time (409). A job can be read for seven days after its end, then it is
+// removed; its deliveries stay, and name what they repeat.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -6317,7 +6321,8 @@ type ClientWithResponsesInterface interface {
 	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-	// 10 unfinished jobs and one dry run at a time (409).
+	// 10 unfinished jobs and one dry run at a time (409). A job can be read for seven days after its end, then it is
+	// removed; its deliveries stay, and name what they repeat.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6330,7 +6335,8 @@ type ClientWithResponsesInterface interface {
 	// then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 	// created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 	// redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-	// 10 unfinished jobs and one dry run at a time (409).
+	// 10 unfinished jobs and one dry run at a time (409). A job can be read for seven days after its end, then it is
+	// removed; its deliveries stay, and name what they repeat.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -11338,7 +11344,8 @@ func (c *ClientWithResponses) ListRedeliveryJobsWithResponse(ctx context.Context
 // then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 // created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 // redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-// 10 unfinished jobs and one dry run at a time (409).
+// 10 unfinished jobs and one dry run at a time (409). A job can be read for seven days after its end, then it is
+// removed; its deliveries stay, and name what they repeat.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -11357,7 +11364,8 @@ func (c *ClientWithResponses) CreateRedeliveryJobWithBodyWithResponse(ctx contex
 // then makes a new delivery of each, oldest event first, at most `rate_per_second`. What was finished after the job was
 // created is none of its own. Left out, and counted by reason, is what was delivered again before (of a chain of
 // redeliveries only the last counts), whose payload is erased, or whose destination is removed. A tenant has at most
-// 10 unfinished jobs and one dry run at a time (409).
+// 10 unfinished jobs and one dry run at a time (409). A job can be read for seven days after its end, then it is
+// removed; its deliveries stay, and name what they repeat.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

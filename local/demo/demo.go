@@ -1,5 +1,5 @@
 // Package demo shows the main job of Kapsel once, for real, to a person who knows nothing of it: GitHub's webhooks go in
-// signed, come out at three receivers, and every attempt is proved to somebody who trusts nothing but a public key.
+// signed, come out at four receivers, and every attempt is proved to somebody who trusts nothing but a public key.
 // Each sentence it prints is a claim that was checked; the first one that doesn't hold ends the demo with an error.
 package demo
 
@@ -50,10 +50,12 @@ func Run(ctx context.Context, config Config) error {
 		title string
 		tell  func(context.Context) error
 	}{
-		{"Three receivers and an endpoint that only GitHub may use", r.prepare},
+		{"Four receivers and an endpoint that only GitHub may use", r.prepare},
 		{"Real GitHub webhooks, signed", r.sendAll},
 		{"What must not come in", r.sendWrong},
 		{"Delivery", r.awaitDelivery},
+		{"The dead receiver has recovered", r.redeliverDead},
+		{"Secrets are exchanged", r.rotateSecrets},
 		{"The log", r.awaitSeal},
 		{"Proofs, checked by another process that knows the public key and nothing else", r.verifyAll},
 		{"One byte changed", r.tamper},

@@ -124,6 +124,7 @@ func (r *run) verifyAll(ctx context.Context) error {
 		kind     string
 	}{
 		{"A webhook that was delivered:", r.receivers.healthy, "attempt"},
+		{"One that a filter left out:", r.receivers.choosy, "skipped"},
 		{"An attempt that the flaky receiver turned away:", r.receivers.flaky, "attempt"},
 		{"The decision to try the dead receiver no more:", r.receivers.dead, "dead"},
 	} {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,10 +16,10 @@ import (
 // behaviour is how a receiver answers the n-th request (from 1) of one delivery.
 type behaviour func(n int) int
 
-// receivers are three services that get webhooks: one is well, one answers 503 twice before it takes each webhook, one
-// never takes any.
+// receivers are four services that get webhooks: one is well, one answers 503 twice before it takes each webhook, one takes none
+// until it recovers, and one wants few of them.
 type receivers struct {
-	healthy, flaky, dead *receiver
+	healthy, flaky, dead, choosy *receiver
 }
 
 // flakyFailures is how often the flaky receiver fails before it takes a webhook.
@@ -26,11 +27,12 @@ const flakyFailures = 2
 
 func startReceivers(secret []byte) (*receivers, error) {
 	var all receivers
+	takes := func(int) int { return http.StatusOK }
 	for _, r := range []struct {
 		receiver **receiver
 		answer   behaviour
 	}{
-		{&all.healthy, func(int) int { return http.StatusOK }},
+		{&all.healthy, takes},
 		{&all.flaky, func(n int) int {
 			if n <= flakyFailures {
 				return http.StatusServiceUnavailable
@@ -38,6 +40,7 @@ func startReceivers(secret []byte) (*receivers, error) {
 			return http.StatusOK
 		}},
 		{&all.dead, func(int) int { return http.StatusInternalServerError }},
+		{&all.choosy, takes},
 	} {
 		started, err := startReceiver(secret, r.answer)
 		if err != nil {
@@ -48,25 +51,31 @@ func startReceivers(secret []byte) (*receivers, error) {
 	return &all, nil
 }
 
+// each returns them in the order of the endpoint's destinations.
+func (r *receivers) each() []*receiver { return []*receiver{r.healthy, r.flaky, r.dead, r.choosy} }
+
 // stopReceivers ends the receivers, if they were started.
 func (r *run) stopReceivers() {
 	if r.receivers == nil {
 		return
 	}
-	for _, one := range []*receiver{r.receivers.healthy, r.receivers.flaky, r.receivers.dead} {
+	for _, one := range r.receivers.each() {
 		_ = one.server.Close()
 	}
 }
 
-// receiver checks what it gets as a careful service would: GitHub's signature still fits the body, byte for byte.
+// receiver checks what it gets as a careful service would: GitHub's signature still fits the body, byte for byte, and Kapsel's
+// own (Standard Webhooks) fits by a secret that the receiver was given.
 type receiver struct {
 	url    string
 	server *http.Server
-	secret []byte
-	answer behaviour
 
 	mu       sync.Mutex
+	answer   behaviour
+	github   [][]byte                   // GitHub's secrets
+	kapsel   [][]byte                   // Kapsel's, whsec_…
 	requests map[string]int             // by webhook-id
+	signed   map[string]int             // by webhook-id: by how many of Kapsel's secrets the last request was signed
 	bodies   map[[sha256.Size]byte]bool // of what it took
 	wrong    []string
 }
@@ -77,8 +86,8 @@ func startReceiver(secret []byte, answer behaviour) (*receiver, error) {
 		return nil, fmt.Errorf("start receiver: %w", err)
 	}
 	r := &receiver{
-		url: "http://" + listener.Addr().String() + "/webhook", secret: secret, answer: answer,
-		requests: map[string]int{}, bodies: map[[sha256.Size]byte]bool{},
+		url: "http://" + listener.Addr().String() + "/webhook", github: [][]byte{secret}, answer: answer,
+		requests: map[string]int{}, signed: map[string]int{}, bodies: map[[sha256.Size]byte]bool{},
 	}
 	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
 	go func() { _ = r.server.Serve(listener) }()
@@ -91,7 +100,11 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	defer r.mu.Unlock()
 	id := req.Header.Get("webhook-id")
 	r.requests[id]++
-	if err != nil || req.Header.Get("X-Hub-Signature-256") != webhook.SignGitHub(r.secret, body) {
+	r.signed[id] = r.signers(req.Header, body)
+	fromGitHub := slices.ContainsFunc(r.github, func(secret []byte) bool {
+		return req.Header.Get("X-Hub-Signature-256") == webhook.SignGitHub(secret, body)
+	})
+	if err != nil || !fromGitHub || r.signed[id] == 0 {
 		r.wrong = append(r.wrong, id)
 	}
 	status := r.answer(r.requests[id])
@@ -100,6 +113,42 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	w.WriteHeader(status)
 	_, _ = io.WriteString(w, http.StatusText(status))
+}
+
+// signers returns by how many of Kapsel's secrets a request is signed.
+func (r *receiver) signers(headers http.Header, body []byte) (n int) {
+	for _, secret := range r.kapsel {
+		if (webhook.Source{Scheme: webhook.SchemeStandard}).Verify(headers, body, [][]byte{secret}, time.Now()) == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// trust gives the receiver another secret of GitHub or of Kapsel.
+func (r *receiver) trust(github []byte, kapsel *string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if github != nil {
+		r.github = append(r.github, github)
+	}
+	if kapsel != nil {
+		r.kapsel = append(r.kapsel, []byte(*kapsel))
+	}
+}
+
+// recovers makes the receiver take what it gets from now on.
+func (r *receiver) recovers() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.answer = func(int) int { return http.StatusOK }
+}
+
+// saw returns how many requests of a delivery the receiver has seen, and by how many secrets of Kapsel the last was signed.
+func (r *receiver) saw(delivery string) (requests, signers int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.requests[delivery], r.signed[delivery]
 }
 
 // counts returns how many deliveries and requests the receiver has seen.

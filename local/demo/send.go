@@ -48,6 +48,7 @@ func (r *run) prepare(ctx context.Context) error {
 			{URL: r.receivers.healthy.url, Schedule: &retries},
 			{URL: r.receivers.flaky.url, Schedule: &retries, Circuit: &never},
 			{URL: r.receivers.dead.url, Schedule: &retries, Circuit: &never},
+			{URL: r.receivers.choosy.url, Schedule: &retries, Filter: &client.Filter{Expression: ptr(choosyFilter)}},
 		},
 	})
 	if err != nil {
@@ -57,9 +58,13 @@ func (r *run) prepare(ctx context.Context) error {
 		return fmt.Errorf("the endpoint was refused: %s", answer.Body)
 	}
 	r.endpoint = *answer.JSON201
+	for i, one := range r.receivers.each() {
+		one.trust(nil, r.endpoint.Destinations[i].SigningSecret)
+	}
 	r.say("healthy  %s   answers 200", r.receivers.healthy.url)
 	r.say("flaky    %s   answers 503 twice, then 200", r.receivers.flaky.url)
-	r.say("dead     %s   answers 500, always; it is tried %d times", r.receivers.dead.url, deadAttempts)
+	r.say("dead     %s   answers 500; it is tried %d times", r.receivers.dead.url, deadAttempts)
+	r.say("choosy   %s   answers 200; its filter is %s", r.receivers.choosy.url, choosyFilter)
 	r.say("endpoint %s/ingest/%s", r.APIURL, r.endpoint.ID)
 	return nil
 }
