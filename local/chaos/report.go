@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -113,7 +114,7 @@ func seconds(d time.Duration) float64 {
 	if d < 0 {
 		return -1
 	}
-	return d.Round(10 * time.Millisecond).Seconds()
+	return math.Round(d.Seconds()*100) / 100
 }
 
 // shownPerPromise is how many violations of a promise are printed; --json has all.
