@@ -133,9 +133,11 @@ func inBackground(ctx context.Context, f func(context.Context)) (stop func()) {
 // breakThings makes the faults while the load runs.
 func (r *run) breakThings(ctx context.Context, faults []Fault) error {
 	r.start = time.Now()
-	loading, cancel := context.WithTimeout(ctx, r.config.Duration)
+	whole, abandon := context.WithCancel(ctx)
+	defer abandon()
+	loading, cancel := context.WithTimeout(whole, r.config.Duration)
 	defer cancel()
-	stopLoad := inBackground(loading, func(ctx context.Context) { r.load.run(ctx, r.config.Rate) })
+	stopLoad := inBackground(loading, func(loading context.Context) { r.load.run(loading, whole, r.config.Rate) })
 	defer stopLoad()
 	defer inBackground(loading, r.tell)()
 	for _, f := range faults {
@@ -145,6 +147,7 @@ func (r *run) breakThings(ctx context.Context, faults []Fault) error {
 			return ctx.Err()
 		}
 		if err := r.make(ctx, f); err != nil {
+			abandon() // what is broken stays so, and nobody would be answered
 			return fmt.Errorf("%s: %w", f, err)
 		}
 	}

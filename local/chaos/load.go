@@ -104,13 +104,13 @@ func waits(ms ...int64) *client.Schedule {
 	return &client.Schedule{Type: ptr(client.ScheduleTypeList), DelaysMs: &ms}
 }
 
-// run sends until ctx ends, then waits for the sources that still try.
-func (l *load) run(ctx context.Context, rate int) {
+// run sends until loading ends, then waits for the sources that still try, which they do until whole ends.
+func (l *load) run(loading, whole context.Context, rate int) {
 	tick := time.NewTicker(time.Second / time.Duration(rate))
 	defer tick.Stop()
 	for n := 0; ; n++ {
 		select {
-		case <-ctx.Done():
+		case <-loading.Done():
 			l.sources.Wait()
 			return
 		case <-tick.C:
@@ -119,7 +119,7 @@ func (l *load) run(ctx context.Context, rate int) {
 		case l.places <- struct{}{}:
 			l.sources.Go(func() {
 				defer func() { <-l.places }()
-				l.send(n)
+				l.send(whole, n)
 			})
 		default:
 			l.ledger.mu.Lock()
@@ -131,7 +131,7 @@ func (l *load) run(ctx context.Context, rate int) {
 
 // send is one source with one webhook: it tries at one api after the other until it is answered 200. It goes on when the
 // load is over, as sources do.
-func (l *load) send(n int) {
+func (l *load) send(ctx context.Context, n int) {
 	endpoint := l.endpoints[n%len(l.endpoints)]
 	body := payload(n)
 	a := &accepted{endpoint: endpoint.ID, body: sha256.Sum256(body), sent: time.Now()}
@@ -146,13 +146,16 @@ func (l *load) send(n int) {
 		if l.try(url, uuid.NewSHA1(uuid.Nil, fmt.Append(nil, n)).String(), body, a) {
 			return
 		}
-		switch try {
-		case 0: // the other one may take it
-		case 1:
+		if try == 0 { // the other one may take it
+			continue
+		}
+		if try == 1 {
 			l.ledger.failTwice()
-			fallthrough
-		default:
-			<-time.After(tryEvery)
+		}
+		select {
+		case <-time.After(tryEvery):
+		case <-ctx.Done():
+			return
 		}
 	}
 	l.ledger.mu.Lock()
