@@ -79,7 +79,9 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	r.report.Left = append(r.report.Left,
 		"clock jumps: a program can't be given another clock here without changing the machine's",
 		"failover to a standby: the harness has one Postgres")
-	return r.report, r.run(ctx, plan(config.Seed, config.Duration-config.Pause, config.Pause, kinds))
+	faults := plan(config.Seed, config.Duration-config.Pause, config.Pause, kinds)
+	r.report.Planned = len(faults)
+	return r.report, r.run(ctx, faults)
 }
 
 func (r *run) broken(promise, format string, args ...any) {
@@ -130,7 +132,8 @@ func inBackground(ctx context.Context, f func(context.Context)) (stop func()) {
 	}
 }
 
-// breakThings makes the faults while the load runs.
+// breakThings makes the faults while the load runs. One that takes longer to mend than it was to last (Postgres recovers, a
+// process drains) moves the ones after it, and those that have no room any more are left out.
 func (r *run) breakThings(ctx context.Context, faults []Fault) error {
 	r.start = time.Now()
 	whole, abandon := context.WithCancel(ctx)
@@ -140,9 +143,14 @@ func (r *run) breakThings(ctx context.Context, faults []Fault) error {
 	stopLoad := inBackground(loading, func(loading context.Context) { r.load.run(loading, whole, r.config.Rate) })
 	defer stopLoad()
 	defer inBackground(loading, r.tell)()
+	var room time.Duration // when what was mended last has had its pause
 	for _, f := range faults {
+		at := max(f.At, room)
+		if at+f.For > r.config.Duration-r.config.Pause {
+			break
+		}
 		select {
-		case <-time.After(f.At - time.Since(r.start)):
+		case <-time.After(at - time.Since(r.start)):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -150,6 +158,7 @@ func (r *run) breakThings(ctx context.Context, faults []Fault) error {
 			abandon() // what is broken stays so, and nobody would be answered
 			return fmt.Errorf("%s: %w", f, err)
 		}
+		room = time.Since(r.start) + r.config.Pause/2
 	}
 	<-loading.Done()
 	return ctx.Err()

@@ -15,6 +15,7 @@ type Report struct {
 	Seed     uint64        `json:"seed"`
 	Seconds  float64       `json:"seconds"` // of load and faults
 	Dir      string        `json:"dir,omitempty"`
+	Planned  int           `json:"planned"` // faults; those that had no room any more were left out
 	Faults   []FaultReport `json:"faults"`
 	Kinds    []KindReport  `json:"kinds"`
 	Left     []string      `json:"not_made"` // faults that this machine can't make, and why
@@ -122,7 +123,7 @@ const shownPerPromise = 10
 
 // Print writes the report for people.
 func (r *Report) Print(out io.Writer) {
-	_, _ = fmt.Fprintf(out, "\nseed %d, %d faults in %.0f s; settled in %.1f s\n\n", r.Seed, len(r.Faults), r.Seconds, r.SettledSeconds)
+	_, _ = fmt.Fprintf(out, "\nseed %d, %d of %d faults in %.0f s; settled in %.1f s\n\n", r.Seed, len(r.Faults), r.Planned, r.Seconds, r.SettledSeconds)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "fault\twhat\ttimes\tnext delivery\tcaught up\tfailed twice")
 	for _, k := range r.Kinds {
