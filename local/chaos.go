@@ -85,9 +85,12 @@ func runChaos(ctx context.Context, f chaosFlags, out, errOut io.Writer) error {
 	}
 	report, err := chaos.Run(ctx, f.Config)
 	// What didn't go well is kept in any case: the same seed makes the same faults, but not the same moment again.
-	if f.keep || err != nil || report.Err() != nil {
+	switch {
+	case report == nil: // nothing was begun
+		return errors.Join(err, os.RemoveAll(f.Dir))
+	case f.keep || err != nil || report.Err() != nil:
 		_, _ = fmt.Fprintln(errOut, "data, keys and logs are in", f.Dir)
-	} else {
+	default:
 		report.Dir, err = "", os.RemoveAll(f.Dir)
 	}
 	if err != nil {

@@ -24,8 +24,9 @@ func TestNothingIsLostInChaos(t *testing.T) {
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	// Few webhooks: the tests of other packages share the machine.
-	cmd := exec.CommandContext(ctx, executable, "chaos", "--json", "--duration", "2m", "--seed", "7", "--rate", "8")
+	// A seed whose first two minutes have much of everything: rollout, kills, Postgres, Temporal, network, disk, signer. And few
+	// webhooks, since the tests of other packages share the machine.
+	cmd := exec.CommandContext(ctx, executable, "chaos", "--json", "--duration", "2m", "--pause", "4s", "--seed", "6007", "--rate", "8")
 	cmd.Env = append(os.Environ(), asCommand+"=1")
 	var progress strings.Builder
 	cmd.Stderr = &progress
@@ -35,7 +36,7 @@ func TestNothingIsLostInChaos(t *testing.T) {
 	var report chaos.Report
 	require.NoError(t, json.Unmarshal(output, &report), string(output))
 	require.Empty(t, report.Violations, progress.String())
-	require.GreaterOrEqual(t, len(report.Faults), 8, progress.String())
+	require.GreaterOrEqual(t, len(report.Faults), 6, progress.String())
 	require.Greater(t, report.Accepted, 200, "the load was accepted between the faults")
 	require.GreaterOrEqual(t, report.Events, report.Accepted)
 	require.Equal(t, report.Attempts, report.Leaves)
