@@ -52,7 +52,7 @@ Ctrl-C stops everything in order. It needs the binaries of a Postgres server (15
 		},
 	}
 	addStackFlags(root.Flags(), &config)
-	root.AddCommand(demoCommand(), benchCommand(), receiveCommand())
+	root.AddCommand(demoCommand(), benchCommand(), receiveCommand(), chaosCommand(), temporalCommand())
 	return root
 }
 

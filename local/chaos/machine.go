@@ -1,0 +1,223 @@
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/kapsel-io/kapsel/local/temporal"
+)
+
+// machine is everything that runs and can be broken.
+type machine struct {
+	config    Config
+	network   *network
+	database  *database
+	receivers *receivers
+	processes map[string]*process
+	binary    string // kapsel
+	environ   []string
+	urls      []string // of the apis
+	made      made
+	// broken is told of what must not happen, while it happens.
+	broken func(promise, format string, args ...any)
+}
+
+// made is what an operator's first steps print.
+type made struct {
+	LogID     string `json:"log_id"`
+	Origin    string `json:"origin"`
+	PublicKey string `json:"public_key"`
+	VKey      string `json:"vkey"`
+	TenantID  string `json:"tenant_id"`
+	APIKey    string `json:"api_key"`
+}
+
+func (m *machine) keyDir() string       { return filepath.Join(m.config.Dir, "keys") }
+func (m *machine) highWaterDir() string { return filepath.Join(m.config.Dir, "high-water") }
+
+// start brings everything up in the order in which an operator would.
+func (m *machine) start(ctx context.Context) error {
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"kapsel is built", m.build},
+		{"Postgres", m.startPostgres},
+		{"Temporal", m.startTemporal},
+		{"schema, log, tenant", m.prepare},
+		{"workers and apis", m.startKapsel},
+	} {
+		began := time.Now()
+		if err := step.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+		m.say("%-20s %5.1f s", step.name, time.Since(began).Seconds())
+	}
+	return nil
+}
+
+func (m *machine) say(format string, args ...any) {
+	_, _ = fmt.Fprintf(m.config.Progress, format+"\n", args...)
+}
+
+func (m *machine) build(ctx context.Context) error {
+	m.binary = filepath.Join(m.config.Dir, "kapsel")
+	output, err := exec.CommandContext(ctx, "go", "build", "-o", m.binary, "github.com/kapsel-io/kapsel/cmd/kapsel").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, output)
+	}
+	return nil
+}
+
+func (m *machine) startPostgres(ctx context.Context) error {
+	var err error
+	if m.database, err = startDatabase(ctx, filepath.Join(m.config.Dir, "postgres"), m.config.needs("disk-full")); err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, m.database.url("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	_, err = conn.Exec(ctx, "create database kapsel")
+	return err
+}
+
+func (m *machine) startTemporal(context.Context) error {
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	p, err := newProcess(m.config.Dir, temporalName, temporalStarted, append(m.config.Temporal, strconv.Itoa(port)),
+		append(m.config.TemporalEnv, temporalDatabase+"="+m.database.url("kapsel")), m.ended)
+	if err != nil {
+		return err
+	}
+	m.processes[temporalName] = p
+	for _, worker := range workers {
+		if _, err := m.network.link(worker+":temporal", address); err != nil {
+			return err
+		}
+	}
+	return p.run()
+}
+
+// prepare takes an operator's first steps with the production binary.
+func (m *machine) prepare(ctx context.Context) error {
+	m.environ = []string{
+		"DATABASE_URL=" + m.database.url("kapsel"), "TEMPORAL_NAMESPACE=" + temporal.Namespace, "ALLOW_NETWORKS=127.0.0.0/8",
+		"LOG_KEY_DIR=" + m.keyDir(), "LOG_HIGH_WATER_DIR=" + m.highWaterDir(),
+	}
+	if err := m.do(ctx, nil, "migrate", "--json"); err != nil {
+		return err
+	}
+	if err := m.do(ctx, &m.made, "log", "init", "--host", "localhost", "--json"); err != nil {
+		return err
+	}
+	return m.do(ctx, &m.made, "tenant", "create", "--name", "Chaos", "--json")
+}
+
+// do runs a command of kapsel to its end and reads the JSON that it prints.
+func (m *machine) do(ctx context.Context, into any, args ...string) error {
+	cmd := exec.CommandContext(ctx, m.binary, args...)
+	cmd.Env = append(os.Environ(), m.environ...)
+	output, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		return fmt.Errorf("kapsel %s: %w", strings.Join(args, " "), err)
+	}
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(output, into)
+}
+
+func (m *machine) startKapsel(context.Context) error {
+	postgres := net.JoinHostPort("127.0.0.1", strconv.Itoa(m.database.port))
+	for _, name := range append(workers, apis...) {
+		through, err := m.network.link(name+":postgres", postgres)
+		if err != nil {
+			return err
+		}
+		command, _, _ := strings.Cut(name, "-")
+		env := append(m.environ, "DATABASE_URL="+strings.Replace(m.database.url("kapsel"), postgres, through, 1))
+		if command == "worker" {
+			env = append(env, "TEMPORAL_ADDRESS="+m.network.proxies[name+":temporal"].Listen)
+		} else {
+			port, err := freePort()
+			if err != nil {
+				return err
+			}
+			address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+			env = append(env, "LISTEN_ADDR="+address)
+			m.urls = append(m.urls, "http://"+address)
+		}
+		p, err := newProcess(m.config.Dir, name, `"`+command+` started"`, []string{m.binary, command}, env, m.ended)
+		if err != nil {
+			return err
+		}
+		m.processes[name] = p
+		if err := p.run(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ended is called when a process ends although nobody asked it to. Nothing that Kapsel depends on may do that to it; to go on
+// with the run it is started again, as a supervisor would.
+func (m *machine) ended(p *process, err error) {
+	m.broken(promiseStays, "%s ended: %v; see %s", p.name, err, p.output.Name())
+	<-time.After(time.Second)
+	if _, err := p.start(); err != nil {
+		m.broken(promiseStays, "%s could not be started again: %v", p.name, err)
+	}
+}
+
+// connect opens a pool that goes past all proxies, as the superuser.
+func (m *machine) connect(ctx context.Context) (*pgxpool.Pool, error) {
+	return pgxpool.New(ctx, m.database.url("kapsel"))
+}
+
+// stop ends everything, whatever state it is in.
+func (m *machine) stop() error {
+	var errs []error
+	for _, name := range append(append([]string{}, apis...), append(workers, temporalName)...) {
+		if p := m.processes[name]; p != nil {
+			errs = append(errs, p.kill(), p.output.Close())
+		}
+	}
+	m.network.stop()
+	if m.receivers != nil {
+		m.receivers.stop()
+	}
+	if m.database != nil {
+		errs = append(errs, m.database.stop())
+	}
+	return errors.Join(errs...)
+}
+
+// freePort is one that nothing listens on now.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	return l.Addr().(*net.TCPAddr).Port, l.Close()
+}
