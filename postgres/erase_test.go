@@ -96,6 +96,35 @@ func (b *testBundle) acceptOne(t testing.TB) *postgres.Acceptance {
 	return row
 }
 
+// A leaf that was lost, and is made again after its event was erased, brings nothing of it back: neither that of an attempt nor that
+// of acceptance.
+func TestALeafThatIsQueuedAgainStaysErased(t *testing.T) {
+	t.Parallel()
+	for _, leaves := range []bool{false, true} {
+		b := setup(t)
+		row := b.acceptOne(t)
+		require.NoError(t, b.record(t.Context(), row.Deliveries[0].ID, func(*postgres.Delivery) {}))
+		var lost []postgres.QueuedLeaf
+		for _, subject := range []uuid.UUID{row.EventID, id.AttemptOf(row.Deliveries[0].ID, 1)} {
+			l := postgres.QueuedLeaf{TenantID: b.tenant, AttemptID: subject}
+			require.NoError(t, b.owner.QueryRow(t.Context(), "select leaf_hash, leaf, secrets from leaf_queue where attempt_id = $1", subject).
+				Scan(&l.Hash, &l.Bytes, &l.Secrets))
+			require.Len(t, l.Secrets, 64)
+			lost = append(lost, l)
+		}
+		b.exec(t, "delete from leaf_queue")
+		_, err := b.erase(t.Context(), row.EventID, leaves)
+		require.NoError(t, err)
+		done, err := postgres.QueueAgain(t.Context(), b.engine, b.log.ID, lost, nil, "test")
+		require.NoError(t, err)
+		require.Len(t, done, 2)
+		require.Equal(t, 2, b.count(t, "select count(*) from leaf_queue"))
+		b.requireErased(t, row.EventID, leaves)
+		b.sequence(t)
+		b.requireErased(t, row.EventID, leaves)
+	}
+}
+
 func TestEraseReachesLeavesWhereverTheyAre(t *testing.T) {
 	t.Parallel()
 	for _, leaves := range []bool{false, true} {

@@ -52,6 +52,7 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 		"leaf hashes":          {leafHashesSQL, []any{ids}},
 		"attempts of a day":    {attemptsOfDaySQL, []any{delivery, floor(id.Time(delivery).Truncate(24*time.Hour).AddDate(0, 0, 1)), 10}},
 		"leaf records":         {leafRecordsSQL, []any{ids}},
+		"erased subjects":      {erasedSubjectsSQL, []any{ids}},
 		"events of acceptance": {eventsThereSQL, []any{ids}},
 
 		"cancel":           {requestCancelSQL, []any{ids}},
