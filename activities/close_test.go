@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/kapsel-io/kapsel/activities"
 	"github.com/kapsel-io/kapsel/admin"
 	"github.com/kapsel-io/kapsel/attestation"
 	"github.com/kapsel-io/kapsel/postgres"
@@ -124,6 +125,32 @@ func TestCloseLogGoesOnInItsSuccessor(t *testing.T) {
 	}
 	require.Equal(t, 3, value[int](t, b, `select count(*) from moved_leaves m join attempts a on a.id = m.attempt_id and a.leaf_hash = m.old_leaf_hash
 		join merkle_leaves l on l.attempt_id = a.id and l.leaf_hash = m.leaf_hash`), "what was recorded, and what it became")
+}
+
+// What waits with its bytes erased gets them back in no log.
+func TestCloseLogKeepsWhatIsErasedErased(t *testing.T) {
+	t.Parallel()
+	b, _ := restoredWithoutMirror(t)
+	b.exec(t, "update leaf_queue set erased = true, secrets = ''")
+	b.stopWorkers(t)
+	done, err := admin.CloseLog(t.Context(), b.owner, b.closeConfig())
+	require.NoError(t, err)
+	require.Equal(t, done.Moved, value[int](t, b, "select count(*) from leaf_queue where log_id = $1 and erased and secrets = ''", done.Successor.ID))
+	require.NoError(t, b.sealing().SealNow(t.Context(), done.Successor.ID))
+	require.Equal(t, done.Moved, value[int](t, b, "select count(*) from merkle_leaves where log_id = $1 and leaf is null and attempt_id is not null", done.Successor.ID))
+}
+
+// A leaf that moved, and so reads otherwise than its attempt recorded, is no finding of reconciliation.
+func TestMovedLeavesAreWhatWasRecorded(t *testing.T) {
+	t.Parallel()
+	b, _ := restoredWithoutMirror(t)
+	b.stopWorkers(t)
+	done, err := admin.CloseLog(t.Context(), b.owner, b.closeConfig())
+	require.NoError(t, err)
+	require.NoError(t, b.sealing().SealNow(t.Context(), done.Successor.ID))
+	found := b.reconcile(t)
+	require.GreaterOrEqual(t, found.Leaves, done.Moved)
+	require.Equal(t, activities.Problems{}, found.Findings, "%v", found.Examples)
 }
 
 // A closed log gets no leaf and no head, whoever writes.
