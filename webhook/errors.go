@@ -79,7 +79,7 @@ func classify(ctx context.Context, err error, trace *traced) ErrorClass {
 		return ErrorNetwork
 	case errors.Is(err, errProtocol), trace.answered.Load():
 		return ErrorProtocol
-	case trace.wrote.Load(): // closed without a byte of an answer, for which net/http has errors of several kinds
+	case trace.wrote.Load(), trace.http2.Load(): // closed without a byte of an answer, for which net/http has errors of several kinds
 		return ErrorConnectionReset
 	default:
 		return ErrorNetwork

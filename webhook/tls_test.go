@@ -139,7 +139,11 @@ func TestClientCertificates(t *testing.T) {
 		require.Equal(t, 200, sendBy(t, c, webhook.Transport{CAPEM: servers.pem, ClientCertPEM: cert, ClientKeyPEM: key}, r.URL).Status)
 		require.Equal(t, "kapsel", shown.Load())
 		for _, bad := range []webhook.Transport{{CAPEM: servers.pem}, {CAPEM: servers.pem, ClientCertPEM: strange, ClientKeyPEM: strangeKey}} {
-			require.Equal(t, webhook.ErrorTLS, sendBy(t, c, bad, r.URL).Err)
+			refused := []webhook.ErrorClass{webhook.ErrorTLS}
+			if version == tls.VersionTLS13 { // the request is on its way by then, and what the receiver closes on it may overtake its alert
+				refused = append(refused, webhook.ErrorConnectionReset)
+			}
+			require.Contains(t, refused, sendBy(t, c, bad, r.URL).Err)
 		}
 	}
 }
