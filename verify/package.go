@@ -91,7 +91,7 @@ func Package(pkg []byte, opts Options) (*Result, error) {
 // checkHead checks the signed tree head and the checkpoint, and that they are the same head of the same log.
 func (p *ProofPackage) checkHead(key []byte) (*Checkpoint, error) {
 	sth := p.STH.SignedTreeHead()
-	if err := TreeHead(sth, key); err != nil {
+	if err := sth.verify(key); err != nil {
 		return nil, err
 	}
 	c, err := ParseCheckpoint([]byte(p.Checkpoint))

@@ -8,6 +8,7 @@ import (
 	"io"
 	"reflect"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -54,29 +55,49 @@ func checkValue(dec *json.Decoder, t reflect.Type) error {
 	return fmt.Errorf("%v where another type of value belongs", describeToken(tok))
 }
 
-func checkObject(dec *json.Decoder, t reflect.Type) error {
-	types, optional := map[string]reflect.Type{}, map[string]bool{}
+// member is what a field's tag says of it.
+type member struct {
+	number   int
+	kind     reflect.Type
+	optional bool
+}
+
+// membersOfTypes holds a map[string]member for each struct that was read.
+var membersOfTypes sync.Map
+
+func membersOf(t reflect.Type) map[string]member {
+	if known, ok := membersOfTypes.Load(t); ok {
+		return known.(map[string]member)
+	}
+	members := map[string]member{}
 	for f := range t.Fields() {
 		name, flags, _ := strings.Cut(f.Tag.Get("json"), ",")
-		types[name], optional[name] = f.Type, flags == "omitempty"
+		members[name] = member{number: len(members), kind: f.Type, optional: flags == "omitempty"}
 	}
-	seen := map[string]bool{}
+	membersOfTypes.Store(t, members)
+	return members
+}
+
+func checkObject(dec *json.Decoder, t reflect.Type) error {
+	members := membersOf(t)
+	seen := make([]bool, len(members))
 	for dec.More() {
 		tok, err := dec.Token()
 		if err != nil {
 			return fmt.Errorf("read JSON: %w", err)
 		}
 		name, _ := tok.(string) // the decoder lets nothing else be a member's name
-		if types[name] == nil || seen[name] {
+		m, known := members[name]
+		if !known || seen[m.number] {
 			return fmt.Errorf("unknown or repeated member %.80q", name)
 		}
-		seen[name] = true
-		if err := checkValue(dec, types[name]); err != nil {
+		seen[m.number] = true
+		if err := checkValue(dec, m.kind); err != nil {
 			return fmt.Errorf("member %q: %w", name, err)
 		}
 	}
-	for name := range types {
-		if !seen[name] && !optional[name] {
+	for name, m := range members {
+		if !seen[m.number] && !m.optional {
 			return fmt.Errorf("member %q is missing", name)
 		}
 	}
