@@ -20,6 +20,7 @@ import (
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/postgres/postgrestest"
+	"github.com/kapsel-io/kapsel/workflows"
 )
 
 // starter takes the place of Temporal where only the starts of workflows matter: it notes them.
@@ -27,12 +28,16 @@ type starter struct {
 	client.Client
 	mu      sync.Mutex
 	started []string // workflow IDs
+	local   int      // how many of them were to make their first attempt in their first task
 }
 
-func (s *starter) ExecuteWorkflow(_ context.Context, options client.StartWorkflowOptions, _ any, _ ...any) (client.WorkflowRun, error) {
+func (s *starter) ExecuteWorkflow(_ context.Context, options client.StartWorkflowOptions, _ any, args ...any) (client.WorkflowRun, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.started = append(s.started, options.ID)
+	if in, single := args[0].(workflows.DeliverInput); single && in.Local {
+		s.local++
+	}
 	return nil, nil
 }
 

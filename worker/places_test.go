@@ -66,6 +66,7 @@ func TestDispatcherNoticesThatADestinationBeginsToHang(t *testing.T) {
 		pass(activities.Quick)
 		d.look(t, 5)
 		require.InDelta(t, 200/6, d.claimedOf(destination), 1)
+		require.Zero(t, d.starter.local, "a request that hangs doesn't hold a workflow task")
 	})
 }
 
