@@ -53,6 +53,8 @@ func (e *PackageError) Unwrap() error { return e.Err }
 // What is missing is no error but stands in the result. Errors are for what can't be true: a package that Package
 // rejects, or leaves and heads that contradict each other, which wraps ErrChain. opts.Attempt, opts.Response and
 // opts.Headers differ between attempts and are refused with ErrOptions.
+//
+// Where a log was closed, a chain goes on in its successor: see opts.Successors. It never comes back.
 func Delivery(packages [][]byte, opts Options) (*Chain, error) {
 	if opts.Attempt != nil || opts.Response != nil || opts.Headers != nil {
 		return nil, fmt.Errorf("%w: attempt, response and headers belong to one attempt, not to a delivery", ErrOptions)
@@ -60,9 +62,13 @@ func Delivery(packages [][]byte, opts Options) (*Chain, error) {
 	if len(packages) == 0 {
 		return nil, fmt.Errorf("%w: no proof packages", ErrOptions)
 	}
+	trusted, err := opts.logs()
+	if err != nil {
+		return nil, err
+	}
 	var results []*Result
 	for i, pkg := range packages {
-		r, err := Package(pkg, opts)
+		r, err := trusted.verify(pkg)
 		if err != nil {
 			return nil, &PackageError{Index: i, Err: err}
 		}
@@ -78,6 +84,9 @@ func Delivery(packages [][]byte, opts Options) (*Chain, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := trusted.succeed(links); err != nil {
+		return nil, err
+	}
 	c := &Chain{Delivery: links[0].Leaf.DeliveryID, Links: links}
 	if err := c.follow(); err != nil {
 		return nil, err
@@ -90,13 +99,13 @@ func checkHeads(results []*Result) error {
 	sorted := slices.Clone(results)
 	// By time too, because an idle log signs a size again: the last head of a size meets the first of the next.
 	slices.SortFunc(sorted, func(a, b *Result) int {
-		return cmp.Or(cmp.Compare(a.Head.TreeSize, b.Head.TreeSize), cmp.Compare(a.Head.Timestamp, b.Head.Timestamp))
+		return cmp.Or(cmp.Compare(a.Origin, b.Origin), cmp.Compare(a.Head.TreeSize, b.Head.TreeSize),
+			cmp.Compare(a.Head.Timestamp, b.Head.Timestamp))
 	})
 	for i := 1; i < len(sorted); i++ {
 		a, b := sorted[i-1], sorted[i]
 		switch {
-		case a.Origin != b.Origin:
-			return fmt.Errorf("%w: packages of two logs, %q and %q", ErrChain, a.Origin, b.Origin)
+		case a.Origin != b.Origin: // whether the one may follow the other is settled by logs.succeed
 		case a.Head.TreeSize == b.Head.TreeSize && !bytes.Equal(a.Head.RootHash, b.Head.RootHash):
 			return fmt.Errorf("%w: the log signed two roots for size %d", ErrChain, a.Head.TreeSize)
 		case a.Head.TreeSize < b.Head.TreeSize && a.Head.Timestamp >= b.Head.Timestamp:

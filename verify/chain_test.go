@@ -248,3 +248,77 @@ func TestABackdatedLeafOnlyWarns(t *testing.T) {
 		t.Errorf("got %+v", c)
 	}
 }
+
+// successors makes logs of which each goes on where the one before was closed, and a delivery whose leaves are in them by turns,
+// one in each log that is named by its number.
+func successors(t tester, in ...int) (logs []*testlog.Log, list [][]byte) {
+	for i := range 3 {
+		l := testlog.New(byte(i + 1))
+		l.Origin += strings.Repeat("x", i)
+		logs = append(logs, l)
+	}
+	previous := ""
+	for i, log := range in {
+		l := logs[log]
+		n := l.Append(func(leaf *verify.Leaf) {
+			leaf.DeliveryID, leaf.EventID = testlog.ID("dlv", 7), testlog.ID("evt", 7)
+			leaf.PayloadHash = logs[0].Leaf(0).PayloadHash
+			leaf.Seq, leaf.AttemptNumber, leaf.PreviousLeafHash = int64(i+1), int64(i+1), previous
+			if i < len(in)-1 {
+				leaf.Outcome, leaf.ResponseStatus = "retry", 503
+			}
+		})
+		previous = hash(l, n)
+		list = append(list, packages(t, l, n)...)
+	}
+	return logs, list
+}
+
+func TestAChainGoesOnInTheSuccessorOfAClosedLog(t *testing.T) {
+	t.Parallel()
+	logs, list := successors(t, 0, 0, 1, 2, 2)
+	opts := verify.Options{VKey: logs[0].VKey(), Successors: []string{logs[1].VKey(), logs[2].VKey()}}
+	c, err := verify.Delivery(list, opts)
+	must(t, err)
+	if !c.Complete() || len(c.Links) != 5 || c.Terminal() == nil {
+		t.Fatalf("%+v", c)
+	}
+	c, err = verify.Delivery(list[2:], opts)
+	must(t, err)
+	if want := []string{"leaves 1 to 2; the hash of leaf 2 is " + hash(logs[0], 1)}; !slices.Equal(c.Missing, want) {
+		t.Fatalf("%q", c.Missing)
+	}
+	opts.Successors = opts.Successors[:1]
+	_, err = verify.Delivery(list, opts)
+	wantError(t, err, verify.ErrOrigin) // the last log isn't trusted
+	opts.Successors = []string{verify.VKey(logs[1].Origin, logs[2].Public()), logs[2].VKey()}
+	_, err = verify.Delivery(list, opts)
+	wantError(t, err, verify.ErrUntrustedKey) // each log by its own key
+}
+
+func TestAChainNeverComesBackFromASuccessor(t *testing.T) {
+	t.Parallel()
+	logs, list := successors(t, 0, 1, 0)
+	_, err := verify.Delivery(list, verify.Options{VKey: logs[0].VKey(), Successors: []string{logs[1].VKey()}})
+	wantError(t, err, verify.ErrChain)
+	logs, list = successors(t, 0, 1)
+	_, err = verify.Delivery(list, verify.Options{VKey: logs[1].VKey(), Successors: []string{logs[0].VKey()}})
+	wantError(t, err, verify.ErrChain) // in another order than theirs
+}
+
+func TestSuccessorsThatCanNotBeUsed(t *testing.T) {
+	t.Parallel()
+	logs, list := successors(t, 0)
+	for name, opts := range map[string]verify.Options{
+		"a name twice":     {VKey: logs[0].VKey(), Successors: []string{logs[1].VKey(), logs[1].VKey()}},
+		"the log itself":   {VKey: logs[0].VKey(), Successors: []string{logs[0].VKey()}},
+		"not a vkey":       {VKey: logs[0].VKey(), Successors: []string{"x"}},
+		"a log of no name": {PublicKey: logs[0].Public(), Successors: []string{logs[1].VKey()}},
+	} {
+		_, err := verify.Delivery(list, opts)
+		wantError(t, err, verify.ErrOptions)
+		if _, err = verify.Package(list[0], opts); err == nil {
+			t.Errorf("%s: a single package takes successors", name)
+		}
+	}
+}

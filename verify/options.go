@@ -14,6 +14,9 @@ type Options struct {
 	VKey string
 	// Origin is the name of the log, "host/log/log_…".
 	Origin string
+	// Successors are the vkeys of the logs that went on where the one above was closed, in their order. Only Delivery takes them:
+	// a package may then be of any of these logs, each by its own key.
+	Successors []string
 	// Witnesses are the vkeys (type 0x04) of witnesses that the caller trusts, and Quorum is how many of them must have
 	// cosigned the checkpoint.
 	Witnesses []string
@@ -53,6 +56,9 @@ func (o Options) trust() (string, ed25519.PublicKey, error) {
 	}
 	if err := CheckPublicKey(key); err != nil {
 		return "", nil, fmt.Errorf("%w: %w", ErrOptions, err)
+	}
+	if len(o.Successors) > 0 {
+		return "", nil, fmt.Errorf("%w: successors belong to a delivery, not to one package", ErrOptions)
 	}
 	if o.Quorum < 0 || o.Quorum > len(o.Witnesses) {
 		return "", nil, fmt.Errorf("%w: a quorum of %d of %d witnesses", ErrOptions, o.Quorum, len(o.Witnesses))

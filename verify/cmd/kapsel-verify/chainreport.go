@@ -21,11 +21,15 @@ func chainReport(c *verify.Chain) string {
 	} else {
 		line("Delivery %s: the chain is NOT complete, %d leaves are here", c.Delivery, len(c.Links))
 	}
-	for _, r := range c.Links {
-		line("  %d  %s  %s/%s  HTTP status: %s  leaf %d", r.Leaf.Seq, r.Leaf.Time().Format(time.RFC3339),
-			r.Leaf.Kind, r.Leaf.Outcome, report.Status(r.Leaf), r.LeafIndex)
-	}
 	first := c.Links[0]
+	for _, r := range c.Links {
+		successor := ""
+		if r.Origin != first.Origin {
+			successor = " of " + r.Origin
+		}
+		line("  %d  %s  %s/%s  HTTP status: %s  leaf %d%s", r.Leaf.Seq, r.Leaf.Time().Format(time.RFC3339),
+			r.Leaf.Kind, r.Leaf.Outcome, report.Status(r.Leaf), r.LeafIndex, successor)
+	}
 	line("  payload: %s", first.Payload)
 	line("  url: %s", first.URL)
 	for _, m := range c.Missing {

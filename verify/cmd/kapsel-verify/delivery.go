@@ -26,6 +26,8 @@ What you have:
 What you trust:
   --public-key HEX  --vkey VKEY  --origin NAME  --witness VKEY  --quorum N
                       as for a single package, see kapsel-verify --help
+  --successor VKEY    of the log that went on when that one was closed, if the delivery has leaves in both; once for
+                      each successor, in their order
 
 What you hold, to be compared with every package:
   --payload FILE  --url URL  --delivery ID  --event ID  --tenant ID
@@ -48,6 +50,7 @@ func runDelivery(args []string, stdout, stderr io.Writer) int {
 	fs := newFlags(&o)
 	dir := fs.String("proofs", "", "")
 	asJSON := fs.Bool("json", false, "")
+	fs.Func("successor", "", func(s string) error { o.Successors = append(o.Successors, s); return nil })
 	err := fs.Parse(args)
 	if err == nil {
 		err = checkDelivery(fs, o, *dir)

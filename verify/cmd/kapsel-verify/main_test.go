@@ -114,6 +114,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("KEY", hex.EncodeToString(l.Public()))
 	env.Setenv("OTHERKEY", hex.EncodeToString(testlog.New(2).Public()))
 	env.Setenv("VKEY", l.VKey())
+	env.Setenv("SUCCESSOR", successorOf(l).VKey())
 	env.Setenv("ORIGIN", l.Origin)
 	env.Setenv("URL", testlog.URL)
 	env.Setenv("LEAFHASH", hex.EncodeToString(verify.LeafHash(l.Leaves[delivered])))
@@ -123,8 +124,38 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// writeChain logs a delivery of three attempts and writes its packages: all of them, without the second, and with one of
-// another delivery.
+// successorOf is an empty log that goes on where l was closed.
+func successorOf(l *testlog.Log) *testlog.Log {
+	successor := testlog.New(3)
+	successor.Origin = l.Origin + "2"
+	return successor
+}
+
+// writeClosed writes the packages of a delivery whose second and last leaf is in the successor of its log.
+func writeClosed(l *testlog.Log, dir string) error {
+	successor, previous, first := successorOf(l), "", len(l.Leaves)
+	for i, log := range []*testlog.Log{l, successor} {
+		n := log.Append(func(leaf *verify.Leaf) {
+			leaf.DeliveryID, leaf.EventID, leaf.PayloadHash = testlog.ID("dlv", 78), testlog.ID("evt", 78), l.Leaf(first).PayloadHash
+			leaf.Seq, leaf.AttemptNumber, leaf.PreviousLeafHash = int64(i+1), int64(i+1), previous
+			if log == l {
+				leaf.Outcome, leaf.ResponseStatus = verify.OutcomeRetry, 503
+			}
+		})
+		previous = hex.EncodeToString(verify.LeafHash(log.Leaves[n]))
+		b, err := json.Marshal(log.Package(n, len(log.Leaves)))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%d.json", i+1)), b, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeChain logs a delivery of three attempts and writes its packages: all of them, without the second, with one of
+// another delivery, and one that goes on in the successor of a closed log.
 func writeChain(l *testlog.Log, dir string) error {
 	previous, first := "", len(l.Leaves)
 	for seq := int64(1); seq <= 3; seq++ {
@@ -136,6 +167,12 @@ func writeChain(l *testlog.Log, dir string) error {
 			}
 		})
 		previous = hex.EncodeToString(verify.LeafHash(l.Leaves[n]))
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "closed"), 0o700); err != nil {
+		return err
+	}
+	if err := writeClosed(l, filepath.Join(dir, "closed")); err != nil {
+		return err
 	}
 	for name, indexes := range map[string][]int{"chain": {first, first + 1, first + 2}, "gap": {first, first + 2}, "mixed": {0, first}} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
