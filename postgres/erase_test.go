@@ -160,6 +160,45 @@ func TestEraseReachesLeavesWhereverTheyAre(t *testing.T) {
 	}
 }
 
+// What is set aside keeps its bytes until it is resolved: nobody else may have them. Then they go.
+func TestEraseReachesTheBytesOfWhatWasSetAside(t *testing.T) {
+	t.Parallel()
+	for _, leaves := range []bool{false, true} {
+		b := setup(t)
+		row := b.acceptOne(t)
+		require.NoError(t, b.record(t.Context(), row.Deliveries[0].ID, func(*postgres.Delivery) {}))
+		for _, reason := range []string{"resolved", "open"} {
+			b.exec(t, `insert into attestation_dead_letters (log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets, reason)
+				select log_id, tenant_id, attempt_id, leaf_hash, leaf, secrets, $1 from leaf_queue`, reason)
+		}
+		const resolve = "update attestation_dead_letters set resolved_at = now(), resolution = 'in_log', resolved_by = 'test' where reason = $1"
+		const left = "select count(*) from attestation_dead_letters where leaf <> '' and octet_length(leaf_hash) = 32 and reason = $1"
+		b.exec(t, resolve, "resolved")
+		want := map[bool]int{false: 2, true: 0}[leaves]
+		require.Equal(t, 2, b.count(t, left, "resolved"))
+		erased, err := b.erase(t.Context(), row.EventID, leaves)
+		require.NoError(t, err)
+		require.EqualValues(t, 6, erased.LeavesErased)
+		require.Equal(t, want, b.count(t, left, "resolved"))
+		require.Equal(t, 2, b.count(t, left, "open"))
+		b.exec(t, resolve, "open")
+		require.Equal(t, want, b.count(t, left, "open"))
+		require.Zero(t, b.count(t, "select count(*) from attestation_dead_letters where secrets <> ''"))
+		require.Equal(t, 4, b.count(t, "select count(*) from attestation_dead_letters where octet_length(leaf_hash) = 32"), "they stay a record")
+
+		_, err = postgres.Sequence(t.Context(), b.engine, b.log.ID, 0, 100, func(_ context.Context, batch postgres.Batch) (postgres.Growth, error) {
+			growth := postgres.Growth{TreeSize: batch.TreeSize, RootHash: batch.RootHash}
+			for _, leaf := range batch.Leaves {
+				growth.Rejected = append(growth.Rejected, postgres.RejectedLeaf{QueuedLeaf: leaf, Reason: "later"})
+			}
+			return growth, nil
+		})
+		require.NoError(t, err)
+		b.exec(t, resolve, "later")
+		require.Equal(t, want, b.count(t, left, "later"))
+	}
+}
+
 func TestEraseIsForTheTenantAlone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -322,10 +322,10 @@ func setAside(ctx context.Context, tx pgx.Tx, log uuid.UUID, rejected []Rejected
 	}
 	rows := make([][]any, len(rejected))
 	for i, r := range rejected {
-		rows[i] = []any{log, r.TenantID, r.AttemptID, r.Hash, r.Bytes, r.Secrets, r.Reason}
+		rows[i] = []any{log, r.TenantID, r.AttemptID, r.Hash, r.Bytes, r.Secrets, r.Reason, r.Erased}
 	}
 	_, err := tx.CopyFrom(ctx, pgx.Identifier{"attestation_dead_letters"},
-		[]string{"log_id", "tenant_id", "attempt_id", "leaf_hash", "leaf", "secrets", "reason"}, pgx.CopyFromRows(rows))
+		[]string{"log_id", "tenant_id", "attempt_id", "leaf_hash", "leaf", "secrets", "reason", "erased"}, pgx.CopyFromRows(rows))
 	if err != nil {
 		return fmt.Errorf("set leaves aside: %w", err)
 	}
