@@ -4,7 +4,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 	"pgregory.net/rapid"
 )
 
@@ -58,4 +60,29 @@ func TestBreakerWaits(t *testing.T) {
 		b.succeeded()
 		require.Equal(t, breaker{}, b)
 	})
+}
+
+// A call that hangs for ever is one failure to the breaker, and goes on being counted, so that it is seen however long it lasts.
+func TestWhatHangsIsCountedAgain(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	p := newPublisher(newSealMetrics(registry), zap.NewNop(), "log_1")
+	now := time.Now()
+	p.begin(now)
+	for range 301 {
+		now = now.Add(time.Second)
+		p.hangs(now)
+	}
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	errors := 0.0
+	for _, family := range families {
+		if family.GetName() == "kapsel_signer_errors_total" {
+			for _, m := range family.GetMetric() {
+				errors += m.GetCounter().GetValue()
+			}
+		}
+	}
+	require.Equal(t, 5.0, errors, "after 6 s, and each minute after that")
+	require.Equal(t, 1, p.breaker.failures)
 }

@@ -30,6 +30,7 @@ type publisher struct {
 	breaker breaker
 	started time.Time // of what is under way
 	overdue bool      // it was counted as a failure
+	told    time.Time // when that was last counted
 }
 
 func newPublisher(metrics *sealMetrics, log *zap.Logger, name string) *publisher {
@@ -46,10 +47,7 @@ func (p *publisher) try(ctx context.Context, publish func(ctx context.Context, c
 	select {
 	case p.busy <- struct{}{}:
 	default:
-		if !p.overdue && now.Sub(p.started) > publishFor {
-			p.overdue = true
-			p.fail(now, errHangs)
-		}
+		p.hangs(now)
 		return
 	}
 	if !p.breaker.allows(now) {
@@ -116,6 +114,20 @@ func (p *publisher) end(ctx context.Context, checked bool, err error) {
 		p.log.Info("heads can be published again")
 	}
 	p.metrics.breaker(p.name, p.breaker.state())
+}
+
+// hangs takes note of what is under way for too long. It is one failure, but is counted again and again, as long as it hangs: what
+// watches this metric couldn't tell it from one that was mended otherwise.
+func (p *publisher) hangs(now time.Time) {
+	switch {
+	case now.Sub(p.started) <= publishFor:
+	case !p.overdue:
+		p.overdue, p.told = true, now
+		p.fail(now, errHangs)
+	case now.Sub(p.told) >= breakerLastWait:
+		p.told = now
+		p.metrics.failed(p.name, errHangs)
+	}
 }
 
 func (p *publisher) fail(now time.Time, err error) {
