@@ -79,3 +79,14 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 		require.Len(t, days, 1, "%s reads the partitions of so many days:\n%s", name, strings.Join(lines, "\n"))
 	}
 }
+
+// CheckForgettingPlans fails if what is old is looked for among all that is young.
+func CheckForgettingPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, error)) {
+	for _, sql := range []string{forgetCommandsSQL, forgetKeysSQL} {
+		rows, err := query("explain "+sql, (7 * 24 * time.Hour).Milliseconds(), forgetAtOnce)
+		require.NoError(t, err)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		require.NotContains(t, strings.Join(lines, "\n"), "Seq Scan", sql)
+	}
+}
