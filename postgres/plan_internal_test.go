@@ -48,6 +48,7 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 
 		"leaves recorded":      {recordedSQL, []any{ids, delivery}},
 		"attempts recorded":    {recordedAttemptsSQL, []any{ids}},
+		"acceptances recorded": {recordedAcceptancesSQL, []any{ids}},
 		"requests":             {requestsSQL, []any{ids}},
 		"leaf hashes":          {leafHashesSQL, []any{ids}},
 		"attempts of a day":    {attemptsOfDaySQL, []any{delivery, floor(id.Time(delivery).Truncate(24*time.Hour).AddDate(0, 0, 1)), 10}},
