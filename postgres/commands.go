@@ -181,6 +181,9 @@ func endUncarried(ctx context.Context, conn *pgxpool.Conn, d *Delivery, end func
 	if err := addCommitments(ctx, conn, map[uuid.UUID]*Delivery{d.ID: d}, nil); err != nil {
 		return nil, err
 	}
+	if d.Gone() {
+		return nil, ErrEventGone
+	}
 	var url string
 	var secretPath bool
 	if err := conn.QueryRow(ctx, urlSQL, d.DestinationID).Scan(&url, &secretPath); err != nil {
