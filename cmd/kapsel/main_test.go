@@ -158,7 +158,10 @@ func TestMetricsAreServedToTheEnd(t *testing.T) {
 	await("api started")
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	await("api stopping")
+	ticker := time.NewTicker(20 * time.Millisecond) // the listener closed within that time before
+	defer ticker.Stop()
 	for range 10 {
+		<-ticker.C
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/metrics", nil)
 		require.NoError(t, err)
 		response, err := http.DefaultClient.Do(request)
@@ -167,7 +170,6 @@ func TestMetricsAreServedToTheEnd(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, response.Body.Close())
 		require.Contains(t, string(text), "kapsel_ingest_body_bytes_max")
-		time.Sleep(20 * time.Millisecond) // the listener closed within that time before
 	}
 	_, _ = io.Copy(io.Discard, stderr)
 	require.NoError(t, cmd.Wait())
