@@ -29,6 +29,8 @@ const (
 	// unusableDelay is how long a delivery waits in the queue of which no request can be made. One whose destination is
 	// held is due at once: nobody claims it, and it goes out as soon as the destination is resumed.
 	unusableDelay = 30 * time.Second
+	// goneDelay is how long a delivery waits whose event's row is gone: only a restore brings that back.
+	goneDelay = 15 * time.Minute
 )
 
 // BatchInput names a batch by the claim that made it.
@@ -128,7 +130,9 @@ func (b *batch) sendAll(ctx context.Context) error {
 		for _, row := range rows {
 			to := b.targets[row.DestinationID] // here, because the next load may add others
 			b.senders.Go(func() { b.attempt(ctx, row, to) })
-			bytes += len(row.Payload.Body)
+			if row.Payload != nil {
+				bytes += len(row.Payload.Body)
+			}
 		}
 		if bytes >= batchBytes/2 {
 			b.awaitMemory()
@@ -194,6 +198,11 @@ func (b *batch) load(ctx context.Context, after uuid.UUID) ([]postgres.BatchRow,
 func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTarget) {
 	start := postgres.Start{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt}
 	switch {
+	case row.Payload == nil:
+		b.decided.Done()
+		activity.GetLogger(ctx).Error("event is gone; delivery put back until it is restored", "delivery_id", id.Delivery.Format(row.DeliveryID))
+		b.putOff(row, goneDelay)
+		return
 	case to.target == nil:
 	case row.Canceled:
 		b.endUnsent(ctx, row, to, canceling(start, delivery.ReasonRequested))

@@ -23,19 +23,27 @@ var errHangs = fmt.Errorf("publishing has not ended within %s", publishFor)
 type publisher struct {
 	metrics *sealMetrics
 	log     *zap.Logger
-	name    string // of the log
 	busy    chan struct{}
 
 	mu      sync.Mutex
 	breaker breaker
-	started time.Time // of what is under way
-	overdue bool      // it was counted as a failure
+	shown   breakerState // in metrics
+	started time.Time    // of what is under way
+	overdue bool         // it was counted as a failure
+	told    time.Time    // when that was last counted
 }
 
-func newPublisher(metrics *sealMetrics, log *zap.Logger, name string) *publisher {
-	p := &publisher{metrics: metrics, log: log, name: name, busy: make(chan struct{}, 1)}
-	metrics.breaker(name, breakerClosed)
+func newPublisher(metrics *sealMetrics, log *zap.Logger) *publisher {
+	p := &publisher{metrics: metrics, log: log, busy: make(chan struct{}, 1)}
+	p.show()
 	return p
+}
+
+// show has the metrics say in which state the breaker is. The caller holds mu.
+func (p *publisher) show() {
+	now := p.breaker.state()
+	p.metrics.breaker(p.shown, now)
+	p.shown = now
 }
 
 // try begins to publish, unless that is under way or the breaker forbids it. It never waits.
@@ -46,10 +54,7 @@ func (p *publisher) try(ctx context.Context, publish func(ctx context.Context, c
 	select {
 	case p.busy <- struct{}{}:
 	default:
-		if !p.overdue && now.Sub(p.started) > publishFor {
-			p.overdue = true
-			p.fail(now, errHangs)
-		}
+		p.hangs(now)
 		return
 	}
 	if !p.breaker.allows(now) {
@@ -57,7 +62,7 @@ func (p *publisher) try(ctx context.Context, publish func(ctx context.Context, c
 		return
 	}
 	p.begin(now)
-	p.metrics.breaker(p.name, p.breaker.state())
+	p.show()
 	check := p.breaker.failures > 0
 	ctx, cancel := context.WithTimeout(ctx, publishFor)
 	go func() {
@@ -115,13 +120,27 @@ func (p *publisher) end(ctx context.Context, checked bool, err error) {
 		p.breaker.succeeded()
 		p.log.Info("heads can be published again")
 	}
-	p.metrics.breaker(p.name, p.breaker.state())
+	p.show()
+}
+
+// hangs takes note of what is under way for too long. It is one failure, but is counted again and again, as long as it hangs: what
+// watches this metric couldn't tell it from one that was mended otherwise.
+func (p *publisher) hangs(now time.Time) {
+	switch {
+	case now.Sub(p.started) <= publishFor:
+	case !p.overdue:
+		p.overdue, p.told = true, now
+		p.fail(now, errHangs)
+	case now.Sub(p.told) >= breakerLastWait:
+		p.told = now
+		p.metrics.failed(errHangs)
+	}
 }
 
 func (p *publisher) fail(now time.Time, err error) {
 	p.breaker.failed(now)
-	p.metrics.failed(p.name, err)
-	p.metrics.breaker(p.name, p.breaker.state())
+	p.metrics.failed(err)
+	p.show()
 	fields := []zap.Field{zap.Error(err), zap.String("breaker", string(p.breaker.state())), zap.Int("failures", p.breaker.failures)}
 	if !p.breaker.probeAt.IsZero() {
 		fields = append(fields, zap.Duration("next_try", p.breaker.probeAt.Sub(now).Round(time.Millisecond)))

@@ -30,7 +30,7 @@ const (
 
 // The problems that reconciliation finds.
 const (
-	ProblemMissing       = "missing"        // an attempt has no leaf, and its leaf can't be made again
+	ProblemMissing       = "missing"        // an attempt, or an event's acceptance, has no leaf, and its leaf can't be made again
 	ProblemLogClosed     = "log_closed"     // an attempt has no leaf, and its log takes none any more
 	ProblemDiffers       = "differs"        // a leaf in the log isn't the one that its attempt recorded
 	ProblemLeafUnknown   = "leaf_unknown"   // a leaf in the log is of an attempt that nobody recorded
@@ -58,8 +58,8 @@ type ReconcileInput struct {
 
 // Reconciled is what a run did, or a part of it.
 type Reconciled struct {
-	Attempts int // that were compared with the log
-	Leaves   int // that were compared with the attempts
+	Attempts int // that were compared with the log, and events whose acceptance is attested
+	Leaves   int // that were compared with them
 	Waiting  int // attempts that were left for the next time, since the log hasn't come so far
 	Requeued int // leaves that were lost, and put into the queue again
 	// Findings are problems that can't be repaired; Examples some of them.
@@ -69,7 +69,7 @@ type Reconciled struct {
 	More bool
 }
 
-// ReconcileFinding names an attempt. attestation_findings says more.
+// ReconcileFinding names an attempt, or the event of whose acceptance the leaf is. attestation_findings says more.
 type ReconcileFinding struct {
 	Problem, AttemptID, LogID string
 }
@@ -129,7 +129,7 @@ func (r *Reconciling) Reconcile(ctx context.Context, in ReconcileInput) (Reconci
 	return done, err
 }
 
-// attempts looks for attempts without a leaf.
+// attempts looks for attempts, and events whose acceptance is attested, without a leaf.
 func (r *Reconciling) attempts(ctx context.Context, begun time.Time, done *Reconciled) (more bool, err error) {
 	for range reconcilePages {
 		beat(ctx)
@@ -186,12 +186,16 @@ func (r *Reconciling) attemptPage(ctx context.Context, page []postgres.RecordedL
 	return r.report(ctx, []string{ProblemMissing, ProblemLogClosed}, looked, findings, done)
 }
 
-// restore queues the leaves of attempts again, and says of which that can't be done.
+// restore queues the leaves of attempts, and of events' acceptances, again, and says of which that can't be done.
 func (r *Reconciling) restore(ctx context.Context, lost []uuid.UUID, done *Reconciled) ([]postgres.Finding, error) {
 	if len(lost) == 0 {
 		return nil, nil
 	}
 	recorded, err := postgres.ReadRecorded(ctx, r.config.DB, lost)
+	if err != nil {
+		return nil, err
+	}
+	accepted, err := postgres.ReadAcceptances(ctx, r.config.DB, lost)
 	if err != nil {
 		return nil, err
 	}
@@ -205,37 +209,57 @@ func (r *Reconciling) restore(ctx context.Context, lost []uuid.UUID, done *Recon
 	}
 	var findings []postgres.Finding
 	queue := map[uuid.UUID][]postgres.QueuedLeaf{} // by log
-	for _, attempt := range lost {
-		a := recorded[attempt]
-		if a == nil { // its day was dropped meanwhile
-			continue
+	add := func(leaf postgres.QueuedLeaf, closed bool, finding postgres.Finding) {
+		if finding.Detail == "" {
+			queue[finding.LogID] = append(queue[finding.LogID], leaf)
+			return
 		}
-		leaf, reason := restoreLeaf(a, aside[attempt]...)
-		if reason == "" {
-			queue[a.LogID] = append(queue[a.LogID], leaf)
-			continue
-		}
-		finding := postgres.Finding{Problem: ProblemMissing, Subject: attempt, LogID: a.LogID, TenantID: a.TenantID, Detail: reason}
-		if a.LogClosed {
+		if finding.Problem = ProblemMissing; closed {
 			finding.Problem = ProblemLogClosed
 		}
 		findings = append(findings, finding)
 	}
-	for log, leaves := range queue {
-		results, err := postgres.QueueAgain(ctx, r.config.DB, log, leaves, nil, "reconciliation")
-		if err != nil {
-			return nil, err
+	for _, subject := range lost { // one that is in neither: its day was dropped meanwhile
+		if a := recorded[subject]; a != nil {
+			leaf, reason := restoreLeaf(a, aside[subject]...)
+			add(leaf, a.LogClosed, postgres.Finding{Subject: subject, LogID: a.LogID, TenantID: a.TenantID, Detail: reason})
 		}
-		for _, leaf := range leaves {
-			if results[leaf.AttemptID] == postgres.ResolvedQueued {
-				done.Requeued++
-				r.requeued.Inc()
-				r.config.Log.Warn("leaf was lost; made again and queued", zap.String("attempt_id", id.Attempt.Format(leaf.AttemptID)),
-					zap.String("tenant_id", id.Tenant.Format(leaf.TenantID)), zap.String("log_id", id.Log.Format(log)))
-			}
+		if e := accepted[subject]; e != nil {
+			leaf, reason := restoreAcceptance(e, aside[subject]...)
+			add(leaf, e.LogClosed, postgres.Finding{Subject: subject, LogID: e.LogID, TenantID: e.TenantID, Detail: reason, Event: true})
+		}
+	}
+	for log, leaves := range queue {
+		if err := r.queueAgain(ctx, log, leaves, accepted, done); err != nil {
+			return nil, err
 		}
 	}
 	return findings, nil
+}
+
+func (r *Reconciling) queueAgain(ctx context.Context, log uuid.UUID, leaves []postgres.QueuedLeaf, accepted map[uuid.UUID]*postgres.RecordedAcceptance,
+	done *Reconciled) error {
+	results, err := postgres.QueueAgain(ctx, r.config.DB, log, leaves, nil, "reconciliation")
+	if err != nil {
+		return err
+	}
+	for _, leaf := range leaves {
+		if results[leaf.AttemptID] == postgres.ResolvedQueued {
+			done.Requeued++
+			r.requeued.Inc()
+			r.config.Log.Warn("leaf was lost; made again and queued", subjectField(leaf.AttemptID, accepted[leaf.AttemptID] != nil),
+				zap.String("tenant_id", id.Tenant.Format(leaf.TenantID)), zap.String("log_id", id.Log.Format(log)))
+		}
+	}
+	return nil
+}
+
+// subjectField names what a leaf is of: an attempt, or the acceptance of an event.
+func subjectField(subject uuid.UUID, event bool) zap.Field {
+	if event {
+		return zap.String("event_id", id.Event.Format(subject))
+	}
+	return zap.String("attempt_id", id.Attempt.Format(subject))
 }
 
 // leaves looks for leaves, in the logs and in their queues, that no attempt recorded.
@@ -298,7 +322,7 @@ func (r *Reconciling) leafPage(ctx context.Context, log uuid.UUID, leaves []post
 		finding := postgres.Finding{Subject: l.AttemptID, LogID: log, TenantID: l.TenantID}
 		switch a, there := recorded[l.AttemptID]; {
 		case there && a.LogID == log && string(a.LeafHash) != string(l.LeafHash):
-			finding.Problem, finding.Detail = ProblemDiffers, fmt.Sprintf("the attempt recorded %x, the leaf is %x", a.LeafHash, l.LeafHash)
+			finding.Problem, finding.Detail = ProblemDiffers, fmt.Sprintf("%x was recorded, the leaf is %x", a.LeafHash, l.LeafHash)
 			findings = append(findings, finding)
 		case !there && !id.Time(l.AttemptID).Before(oldest): // else nobody keeps the attempts of that day any more
 			accepted = append(accepted, l)
@@ -344,10 +368,11 @@ func (r *Reconciling) report(ctx context.Context, about []string, looked []uuid.
 	}
 	for _, f := range findings {
 		*done.Findings.of(f.Problem)++
-		example := ReconcileFinding{f.Problem, id.Attempt.Format(f.Subject), id.Log.Format(f.LogID)}
+		subject := subjectField(f.Subject, f.Event)
+		example := ReconcileFinding{f.Problem, subject.String, id.Log.Format(f.LogID)}
 		if len(done.Examples) < reportedFindings {
 			done.Examples = append(done.Examples, example)
-			r.config.Log.Error("attempts and log don't agree", zap.String("problem", f.Problem), zap.String("attempt_id", example.AttemptID),
+			r.config.Log.Error("attempts and log don't agree", zap.String("problem", f.Problem), subject,
 				zap.String("log_id", example.LogID), zap.String("tenant_id", id.Tenant.Format(f.TenantID)), zap.String("detail", f.Detail))
 		}
 	}

@@ -2,6 +2,7 @@ package activities_test
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/kapsel-io/kapsel/activities"
+	"github.com/kapsel-io/kapsel/attestation"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 )
@@ -37,6 +39,7 @@ func (b *testBundle) reconcile(t testing.TB) activities.Reconciled {
 func (b *testBundle) later(t testing.TB) {
 	t.Helper()
 	b.tamper(t, "update attempts set recorded_at = recorded_at - interval '1 hour'")
+	b.tamper(t, "update events set accepted_at = accepted_at - interval '1 hour'")
 	b.tamper(t, "update leaf_queue set queued_at = queued_at - interval '1 hour'")
 }
 
@@ -304,4 +307,87 @@ func TestReconciliationGoesOnWhereItEnded(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, ok, "but the present day does in every run")
 	require.Equal(t, uuid.Nil, after)
+}
+
+// acceptAttested stores webhooks whose acceptance is attested, and returns their events.
+func (b *testBundle) acceptAttested(t testing.TB, n int) (events []uuid.UUID) {
+	t.Helper()
+	for range n {
+		row := b.acceptance("{}", "", b.destination)
+		a := attestation.Acceptance{
+			Origin: b.log.Origin, Tenant: b.tenant, Endpoint: b.endpoint, Event: row.EventID, At: time.Now(),
+			PayloadHash: row.PayloadHash, PayloadSize: 2, Nonce: attestation.NewNonce(),
+		}
+		leaf, hash, err := a.Leaf()
+		require.NoError(t, err)
+		parts, err := a.Parts()
+		require.NoError(t, err)
+		secrets := slices.Concat(row.Salt, attestation.AttemptSecret(row.Secret, row.EventID, id.Decision))
+		row.Leaf = &postgres.AcceptedLeaf{Bytes: leaf, Hash: hash, Parts: parts, Secrets: secrets}
+		_, err = postgres.Accept(t.Context(), b.engine, []*postgres.Acceptance{row})
+		require.NoError(t, err)
+		events = append(events, row.EventID)
+	}
+	return events
+}
+
+// The leaf of an acceptance that is lost is made again, to the byte, beside those of attempts.
+func TestReconciliationMakesLostAcceptancesAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.acceptAttested(t, 3)
+	b.accept(t, 2, b.destination) // whose acceptance isn't attested
+	b.queueLeaves(t, 2)
+	type row struct {
+		Subject, Tenant       uuid.UUID
+		Hash, Bytes, Unlocked []byte
+	}
+	const queue = "select attempt_id, tenant_id, leaf_hash, leaf, secrets from leaf_queue order by attempt_id"
+	want := collect[row](t, b, queue)
+	require.Len(t, want, 5)
+	b.exec(t, "delete from leaf_queue")
+	require.Zero(t, b.reconcile(t).Requeued, "they may be on their way")
+	b.later(t)
+	done := b.reconcile(t)
+	require.Equal(t, 5, done.Requeued)
+	require.Equal(t, 5, done.Attempts)
+	require.Equal(t, want, collect[row](t, b, queue))
+	require.Zero(t, b.reconcile(t).Requeued, "they wait already")
+	b.seal(t)
+	b.newestHead(t, 5)
+	b.later(t)
+	require.Zero(t, b.reconcile(t).Requeued)
+	require.Empty(t, b.findings(t))
+}
+
+// What can't be made again is a finding, which names the event; another leaf than the event recorded gets no place.
+func TestReconciliationReportsLostAcceptances(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	events := b.acceptAttested(t, 4)
+	lost, old, erased, forged := events[0], events[1], events[2], events[3]
+	b.tamper(t, "update events set leaf_parts = null where id = $1", lost)
+	b.tamper(t, "update events set leaf_parts = null, leaf_log_id = null where id = $1", old)
+	b.exec(t, "delete from event_payloads where event_id = $1", erased)
+	b.exec(t, "delete from leaf_queue where attempt_id <> $1", forged)
+	b.exec(t, `update leaf_queue set leaf = convert_to(replace(convert_from(leaf, 'UTF8'), '"payload_size":2', '"payload_size":3'), 'UTF8')`)
+	b.exec(t, `update leaf_queue set leaf_hash = sha256('\x00'::bytea || leaf)`)
+	b.seal(t)
+	b.newestHead(t, 0)
+	require.Equal(t, 1, value[int](t, b, "select count(*) from attestation_dead_letters where reason like 'hash isn%'"))
+
+	b.later(t)
+	done := b.reconcile(t)
+	require.Equal(t, 2, done.Requeued, "the one without payload, and the right one of the forged")
+	require.Equal(t, 2, done.Findings.Missing)
+	var named []string
+	for _, e := range done.Examples {
+		named = append(named, e.AttemptID)
+	}
+	require.ElementsMatch(t, []string{id.Event.Format(lost), id.Event.Format(old)}, named)
+	require.Equal(t, map[string]int{"missing": 2}, b.findings(t))
+	require.Zero(t, value[int](t, b, "select count(*) from attestation_dead_letters where resolved_at is null"))
+	b.seal(t)
+	b.newestHead(t, 2)
+	require.Equal(t, 1, value[int](t, b, "select count(*) from merkle_leaves where secrets is null and attempt_id = $1", erased))
 }

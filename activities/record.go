@@ -149,6 +149,8 @@ func commitRecordings(ctx context.Context, db *pgxpool.Pool, seen *circuits, row
 				results[i] = recorded{err: fmt.Errorf("delivery %s does not exist", id.Delivery.Format(r.Delivery))}
 			case r.LookOnly || !r.fits(d):
 				results[i] = recorded{progress: r.standing(d)}
+			case d.Gone():
+				results[i] = recorded{err: fmt.Errorf("delivery %s: %w", id.Delivery.Format(r.Delivery), postgres.ErrEventGone)}
 			default:
 				change, err := r.apply(d)
 				if err != nil {

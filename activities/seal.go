@@ -86,8 +86,7 @@ func (s *Sealing) publisher(log uuid.UUID) *publisher {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.publishers[log] == nil {
-		name := id.Log.Format(log)
-		s.publishers[log] = newPublisher(s.metrics, s.config.Log.With(zap.String("log_id", name)), name)
+		s.publishers[log] = newPublisher(s.metrics, s.config.Log.With(zap.String("log_id", id.Log.Format(log))))
 	}
 	return s.publishers[log]
 }
@@ -230,7 +229,7 @@ func (s *sealer) sequence(ctx context.Context, whole bool, then func(last bool) 
 		s.growth.sequenced(start, done.Taken-done.Rejected)
 		s.last = max(s.last, done.LastID-rewind)
 		if done.Rejected > 0 {
-			s.sealing.metrics.aside.WithLabelValues(s.name).Add(float64(done.Rejected))
+			s.sealing.metrics.aside.Add(float64(done.Rejected))
 			s.logger.Error("leaves set aside in attestation_dead_letters; `kapsel log dead-letters` shows them", zap.Int("leaves", done.Rejected))
 		}
 		last := done.Taken < sequenceLimit

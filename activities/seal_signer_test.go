@@ -74,7 +74,7 @@ func (b *testBundle) sealLogWith(t testing.TB, sealing *activities.Sealing) (sto
 	})
 }
 
-// metric reads one sample of a registry, whose labels are those given, besides log_id.
+// metric reads one sample of a registry, whose label is the one given.
 func metric(t testing.TB, registry *prometheus.Registry, name, label, labelValue string) float64 {
 	t.Helper()
 	families, err := registry.Gather()

@@ -58,6 +58,9 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	switch {
 	case errors.Is(err, postgres.ErrMoved):
 		return a.alreadyRecorded(ctx, deliveryID, in)
+	case errors.Is(err, postgres.ErrEventGone):
+		activity.GetLogger(ctx).Error("event is gone; delivery put back until it is restored", "delivery_id", in.DeliveryID)
+		return SendResult{Held: true, Unused: counted, Wait: goneDelay}, nil
 	case errors.Is(err, postgres.ErrDeleted):
 		return a.endUnsent(ctx, &out.Destination, canceling(start, delivery.ReasonDestinationDeleted), counted)
 	case errors.Is(err, postgres.ErrCanceled):

@@ -182,15 +182,19 @@ func (s *Server) newAcceptance(ctx context.Context, e *endpoint, r *http.Request
 func acceptedLeaf(e *endpoint, row *postgres.Acceptance) (*postgres.AcceptedLeaf, error) {
 	acceptance := attestation.Acceptance{
 		Origin: e.origin, Tenant: row.TenantID, Endpoint: row.EndpointID, Event: row.EventID, At: time.Now(),
-		PayloadHash: row.PayloadHash, PayloadSize: len(row.Body),
+		PayloadHash: row.PayloadHash, PayloadSize: len(row.Body), Nonce: attestation.NewNonce(),
 	}
 	leaf, hash, err := acceptance.Leaf()
 	if err != nil {
 		return nil, err
 	}
+	parts, err := acceptance.Parts()
+	if err != nil {
+		return nil, err
+	}
 	// Of the secrets only the payload's salt opens anything; the other is there because every leaf has two.
 	secrets := slices.Concat(row.Salt, attestation.AttemptSecret(row.Secret, row.EventID, id.Decision))
-	return &postgres.AcceptedLeaf{Bytes: leaf, Hash: hash, Secrets: secrets}, nil
+	return &postgres.AcceptedLeaf{Bytes: leaf, Hash: hash, Parts: parts, Secrets: secrets}, nil
 }
 
 // keptHeaders puts Host, which net/http keeps apart, among the others. A header that holds the source's secret is left

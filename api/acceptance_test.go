@@ -6,9 +6,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/kapsel-io/kapsel/api/openapi"
+	"github.com/kapsel-io/kapsel/attestation"
+	"github.com/kapsel-io/kapsel/id"
+	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/verify"
 )
 
@@ -22,6 +26,24 @@ func leafHash(t testing.TB, a answer) []byte {
 	require.NoError(t, err)
 	require.Len(t, hash, verify.HashSize)
 	return hash
+}
+
+// requireRestorable makes the leaf of an acceptance again, from what is kept of the event.
+func (b *testBundle) requireRestorable(t testing.TB, event string, hash []byte) {
+	t.Helper()
+	eventID, err := id.Event.Parse(event)
+	require.NoError(t, err)
+	recorded, err := postgres.ReadAcceptances(t.Context(), b.engine, []uuid.UUID{eventID})
+	require.NoError(t, err)
+	r := recorded[eventID]
+	require.NotNil(t, r)
+	acceptance := attestation.Acceptance{
+		Origin: r.Origin, Tenant: r.TenantID, Endpoint: r.EndpointID, Event: r.EventID, PayloadHash: r.PayloadHash, PayloadSize: r.PayloadSize,
+	}
+	require.NoError(t, acceptance.AddParts(r.LeafParts))
+	_, again, err := acceptance.Leaf()
+	require.NoError(t, err)
+	require.Equal(t, hash, again)
 }
 
 // A sender who kept the answer holds Kapsel to it: the package proves the very leaf that it was told, about what it sent.
@@ -44,6 +66,7 @@ func TestAcceptanceIsAttested(t *testing.T) {
 	many := `{"attempt_ids":["` + event + `"]}`
 	require.Equal(t, openapi.ProofOfManyStatusPending, read[openapi.Proofs](t, b.post(t, "/api/v1/attestation/proofs", many), 200).Proofs[0].Status)
 
+	b.requireRestorable(t, event, hash)
 	b.seal(t)
 	payload := []byte(body)
 	held := verify.Options{VKey: b.log.VKey, Payload: &payload, Event: &event, LeafHash: &hash}

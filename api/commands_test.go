@@ -114,6 +114,15 @@ func TestRedeliver(t *testing.T) {
 	require.NotNil(t, found, "it is one of its event's deliveries")
 	require.Equal(t, got.RedeliveryOf, *found.RedeliveryOf)
 	require.Equal(t, "pending", found.State)
+	require.Equal(t, got.RedeliveryOf, *read[openapi.Delivery](t, b.get(t, "/api/v1/deliveries/"+got.DeliveryID), 200).RedeliveryOf)
+	for _, d := range read[openapi.DeliveryPage](t, b.get(t, "/api/v1/deliveries"), 200).Data {
+		if d.ID == got.DeliveryID {
+			require.NotNil(t, d.RedeliveryOf)
+			require.Equal(t, got.RedeliveryOf, *d.RedeliveryOf)
+		} else {
+			require.Nil(t, d.RedeliveryOf)
+		}
+	}
 	problem(t, b.command(t, "/api/v1/deliveries/"+got.DeliveryID+"/redeliver"), 409, "not-finished")
 
 	first := read[openapi.Redelivery](t, b.command(t, path+"/redeliver", "Idempotency-Key", "k"), 202)

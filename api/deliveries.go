@@ -87,6 +87,7 @@ func deliverySummary(row deliveryRow) openapi.DeliverySummary {
 		ID: id.Delivery.Format(row.ID), EventID: id.Event.Format(row.EventID), EndpointID: id.Endpoint.Format(row.EndpointID),
 		DestinationID: id.Destination.Format(row.DestinationID), CreatedAt: id.Time(row.ID), State: row.State, Lane: row.Lane,
 		AttemptCount: int(row.NextAttempt) - 1, DueAt: row.DueAt, FinishedAt: row.FinishedAt,
+		RedeliveryOf: optionalID(id.Delivery, row.RedeliveryOf),
 	}
 }
 

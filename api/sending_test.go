@@ -271,3 +271,20 @@ func TestSendingIsItsTenantsOwn(t *testing.T) {
 		require.NotNil(t, key.NotAfter, "with its destination a key is over")
 	}
 }
+
+// Nobody lengthens the public list of keys as they like: a destination gets some keys a day, however soon they expire.
+func TestSigningKeysOfADayAreBounded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	endpoint := b.createEndpoint(t, `{"name":"in","verification":{"scheme":"none"},"destinations":[{"url":"https://example.com/in"}]}`)
+	path := "/api/v1/destinations/" + endpoint.Destinations[0].ID + "/signing-keys"
+	made := len(read[openapi.SigningKeyList](t, b.get(t, path), 200).Data)
+	for ; made < 20; made++ {
+		require.Equal(t, 201, b.post(t, path, `{"expire_others_in_seconds":0}`).status)
+	}
+	problem(t, b.post(t, path, `{"expire_others_in_seconds":0}`), 409, "limit-reached")
+	require.Len(t, read[openapi.SigningKeyList](t, b.get(t, path), 200).Data, 1, "the last one goes on: the refused request expired nothing")
+	_, err := b.owner.Exec(t.Context(), "update destination_keys set created_at = created_at - interval '1 day'")
+	require.NoError(t, err)
+	require.Equal(t, 201, b.post(t, path, `{"expire_others_in_seconds":0}`).status)
+}

@@ -16,6 +16,7 @@ import (
 
 const (
 	maxSigningKeys   = 5         // that are valid at once
+	maxKeysOfDay     = 20        // that are made within a day: all keys that ever were are listed at /keys, for everybody
 	defaultKeyExpiry = 86_400    // seconds for which the other keys go on
 	maxKeyExpiry     = 2_592_000 // 30 days
 )
@@ -64,6 +65,14 @@ func (s *Server) AddSigningKey(ctx context.Context, request openapi.AddSigningKe
 		if len(valid) >= maxSigningKeys {
 			return &problem{kind: kindLimitReached, detail: fmt.Sprintf(
 				"The destination has %d valid signing keys, the most there can be. Expire one first.", len(valid))}
+		}
+		made, err := q.CountSigningKeysOfDay(ctx, destination)
+		if err != nil {
+			return err
+		}
+		if made >= maxKeysOfDay {
+			return &problem{kind: kindLimitReached, detail: fmt.Sprintf(
+				"%d signing keys were made for the destination within a day, the most there can be. Come back tomorrow.", made)}
 		}
 		return key.insert(ctx, q, tenant, destination)
 	})

@@ -1,6 +1,7 @@
 package attestation
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"time"
@@ -19,17 +20,22 @@ type Acceptance struct {
 	At                      time.Time
 	PayloadHash             []byte
 	PayloadSize             int
+	Nonce                   string // hex; "": Leaf makes one each time
 }
 
-// Leaf returns the leaf of kind "accepted", with a nonce of its own, and its hash. It belongs to no delivery, so what
+// Leaf returns the leaf of kind "accepted", and its hash. Made again from an acceptance with a nonce, it is the same leaf. It belongs to no delivery, so what
 // deliveries and attempts have is empty in it. Errors wrap verify's.
 func (a *Acceptance) Leaf() (leaf, hash []byte, err error) {
+	nonce := a.Nonce
+	if nonce == "" {
+		nonce = NewNonce()
+	}
 	l := verify.Leaf{
 		AttemptedAt: verify.FormatTime(a.At),
 		EndpointID:  id.Endpoint.Format(a.Endpoint),
 		EventID:     id.Event.Format(a.Event),
 		Kind:        verify.KindAccepted,
-		Nonce:       NewNonce(),
+		Nonce:       nonce,
 		Origin:      a.Origin,
 		PayloadHash: hex.EncodeToString(a.PayloadHash),
 		PayloadSize: int64(a.PayloadSize),
@@ -41,4 +47,24 @@ func (a *Acceptance) Leaf() (leaf, hash []byte, err error) {
 		return nil, nil, fmt.Errorf("make leaf of event %s: %w", l.EventID, err)
 	}
 	return leaf, verify.LeafHash(leaf), nil
+}
+
+// Parts returns what the leaf says that no other column of the event does: version, nonce, and time in Unix milliseconds. It is kept,
+// so that a lost leaf can be made again. The error wraps ErrLeafParts.
+func (a *Acceptance) Parts() ([]byte, error) {
+	nonce, err := hex.DecodeString(a.Nonce)
+	if err != nil || len(nonce) != nonceSize {
+		return nil, fmt.Errorf("nonce %q: %w", a.Nonce, ErrLeafParts)
+	}
+	return binary.BigEndian.AppendUint64(append([]byte{leafPartsVersion}, nonce...), uint64(a.At.UnixMilli())), nil
+}
+
+// AddParts fills in what Parts returned. The error wraps ErrLeafParts.
+func (a *Acceptance) AddParts(parts []byte) error {
+	if len(parts) != 1+nonceSize+8 || parts[0] != leafPartsVersion {
+		return fmt.Errorf("%d bytes: %w", len(parts), ErrLeafParts)
+	}
+	a.Nonce = hex.EncodeToString(parts[1 : 1+nonceSize])
+	a.At = time.UnixMilli(int64(binary.BigEndian.Uint64(parts[1+nonceSize:])))
+	return nil
 }

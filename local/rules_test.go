@@ -94,6 +94,8 @@ var episodes = []episode{
 	{"KapselHeadOld", `kapsel_log_head_age_seconds{instance="a"} 600x5 901+60x20`, 9, 13, "old"},
 	{"KapselSealFails", `temporal_activity_execution_failed_total{activity_type="SendAttempt"} 0+60x30
 		temporal_activity_execution_failed_total{activity_type="SealLog"} 0x10 0+1x20`, 11, 16, "Sealing"},
+	{"KapselSignerFails", `kapsel_signer_errors_total{cause="signer",instance="a"} 0x10 9+0.8x20
+		kapsel_signer_errors_total{cause="timeout",instance="a"} 0x30`, 15, 17, "No head can be signed"},
 	{"KapselLeavesSetAside", `kapsel_log_dead_letters{instance="a"} 0x5 2x5`, 4, 7, "2 leaves"},
 	{"KapselLogShrank", `kapsel_log_published_size{log_id="log_1",instance="a"} 0+10x10 40x10
 		kapsel_log_published_size{log_id="log_2",instance="a"} 5x20`, 10, 12, "Log log_1"},
@@ -126,6 +128,7 @@ const healthy = `up{job="kapsel-api",instance="a"} 1x120
 	kapsel_partitions_ahead_seconds{instance="b"} 1209600x120
 	kapsel_log_oldest_unattested_seconds{instance="b"} 9x120
 	kapsel_log_head_age_seconds{instance="b"} 5x120
+	kapsel_signer_errors_total{cause="signer",instance="b"} 0x60 9x60
 	kapsel_log_dead_letters{instance="b"} 0x120
 	kapsel_log_published_size{log_id="log_1"} 0+100x120
 	temporal_activity_execution_failed_total{activity_type="SealLog"} 1x120

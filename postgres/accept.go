@@ -36,6 +36,7 @@ type Acceptance struct {
 type AcceptedLeaf struct {
 	Bytes   []byte
 	Hash    []byte
+	Parts   []byte // with which it can be made again; see attestation.Acceptance.Parts
 	Secrets []byte // as those of an Attempt
 }
 
@@ -150,10 +151,11 @@ func acceptInTx(ctx context.Context, tx pgx.Tx, rows []*Acceptance) ([]Accepted,
 
 const (
 	insertEventsSQL = `
-insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type, leaf_hash)
-select u.id, u.tenant_id, u.endpoint_id, u.content_type, u.body_size, u.payload_hash, u.duplicate_key, nullif(u.event_type, ''), u.leaf_hash
-from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::bytea[], $7::bytea[], $8::text[], $9::bytea[])
-    as u(id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type, leaf_hash)`
+insert into events (id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type, leaf_hash, leaf_parts, leaf_log_id)
+select u.id, u.tenant_id, u.endpoint_id, u.content_type, u.body_size, u.payload_hash, u.duplicate_key, nullif(u.event_type, ''), u.leaf_hash,
+    u.leaf_parts, case when u.leaf_hash is not null then u.log_id end
+from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::int[], $6::bytea[], $7::bytea[], $8::text[], $9::bytea[], $10::bytea[], $11::uuid[])
+    as u(id, tenant_id, endpoint_id, content_type, body_size, payload_hash, duplicate_key, event_type, leaf_hash, leaf_parts, log_id)`
 	insertPayloadsSQL = `
 insert into event_payloads (event_id, tenant_id, headers, body, salt, secret)
 select * from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[])`
@@ -178,14 +180,17 @@ func eventsBatch(rows []*Acceptance, turns map[uuid.UUID]turn) *pgx.Batch {
 	contentTypes, eventTypes, sizes := make([]string, n), make([]string, n), make([]int, n)
 	hashes, keys, headers := make([][]byte, n), make([][]byte, n), make([][]byte, n)
 	bodies, salts, secrets := make([][]byte, n), make([][]byte, n), make([][]byte, n)
-	leafHashes := make([][]byte, n)
+	leafHashes, leafParts, logs := make([][]byte, n), make([][]byte, n), make([]uuid.UUID, n)
 	d := deliveryColumns{turns: turns}
 	var skipped []Change
 	for i, r := range rows {
 		events[i], tenants[i], endpoints[i] = r.EventID, r.TenantID, r.EndpointID
 		contentTypes[i], eventTypes[i], sizes[i], hashes[i] = r.ContentType, r.EventType, len(r.Body), r.PayloadHash
 		headers[i], bodies[i], salts[i], secrets[i] = r.Headers, r.Body, r.Salt, r.Secret
-		leafHashes[i] = r.leafHash()
+		leafHashes[i], logs[i] = r.leafHash(), r.LogID
+		if r.Leaf != nil {
+			leafParts[i] = r.Leaf.Parts
+		}
 		if r.Duplicate != nil {
 			keys[i] = r.Duplicate.Hash
 		}
@@ -193,7 +198,7 @@ func eventsBatch(rows []*Acceptance, turns map[uuid.UUID]turn) *pgx.Batch {
 		skipped = append(skipped, r.skipped()...)
 	}
 	batch := &pgx.Batch{}
-	batch.Queue(insertEventsSQL, events, tenants, endpoints, contentTypes, sizes, hashes, keys, eventTypes, leafHashes)
+	batch.Queue(insertEventsSQL, events, tenants, endpoints, contentTypes, sizes, hashes, keys, eventTypes, leafHashes, leafParts, logs)
 	batch.Queue(insertPayloadsSQL, events, tenants, headers, bodies, salts, secrets)
 	if len(d.ids) > 0 {
 		batch.Queue(insertDeliveriesSQL, d.ids, d.events, d.tenants, d.endpoints, d.destinations, d.logs, d.orderKeys, d.orderSeqs, d.filterErrors)

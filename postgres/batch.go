@@ -18,7 +18,7 @@ type BatchRow struct {
 	DestinationID uuid.UUID
 	EventID       uuid.UUID
 	Canceled      bool     // by somebody: it is ended instead of being sent
-	Payload       *Payload // perhaps erased
+	Payload       *Payload // perhaps erased; nil: the event's row is gone
 }
 
 // leftSQL reads what is left of claim $1 after $2.
@@ -108,8 +108,8 @@ func addEvents(ctx context.Context, pool *pgxpool.Pool, rows []BatchRow, maxByte
 	bytes := 0
 	for i := range rows {
 		p := payloads[rows[i].EventID]
-		if p == nil {
-			return nil, fmt.Errorf("event %s is missing", rows[i].EventID)
+		if p == nil { // it must not hold up the others
+			continue
 		}
 		if bytes += p.PayloadSize; bytes > maxBytes && i > 0 {
 			rows = rows[:i]

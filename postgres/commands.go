@@ -81,17 +81,34 @@ func CommandDone(ctx context.Context, pool *pgxpool.Pool, c Command) error {
 	return nil
 }
 
-// ForgetCommands removes what is kept of commands and keys that are so old.
-func ForgetCommands(ctx context.Context, pool *pgxpool.Pool, age time.Duration) error {
-	batch := &pgx.Batch{}
-	batch.Queue("delete from delivery_commands where relayed_at < now() - $1 * interval '1 ms'", age.Milliseconds())
-	batch.Queue("delete from redelivery_keys where created_at < now() - $1 * interval '1 ms'", age.Milliseconds())
-	batch.Queue(`update redelivery_jobs set key_hash = null, request_hash = null
-		where key_hash is not null and created_at < now() - $1 * interval '1 ms'`, age.Milliseconds())
-	if err := pool.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("remove old commands: %w", err)
+// What is older than $1 ms is removed, at most $2 rows at a time, the oldest first. A row that somebody holds is left to the next time.
+const (
+	forgetCommandsSQL = `
+delete from delivery_commands where id = any(array(
+    select c.id from delivery_commands c where c.relayed_at < now() - $1 * interval '1 ms'
+    order by c.relayed_at limit $2 for update skip locked))`
+
+	forgetKeysSQL = `
+delete from redelivery_keys where ctid = any(array(
+    select k.ctid from redelivery_keys k where k.created_at < now() - $1 * interval '1 ms' order by k.created_at limit $2))`
+
+	forgetJobKeysSQL = `
+update redelivery_jobs set key_hash = null, request_hash = null where id = any(array(
+    select j.id from redelivery_jobs j where j.key_hash is not null and j.created_at < now() - $1 * interval '1 ms'
+    order by j.created_at limit $2 for update skip locked))`
+)
+
+// ForgetCommands removes some of what is kept of commands and keys that are so old, a transaction for each kind. more: there may be
+// more to remove.
+func ForgetCommands(ctx context.Context, pool *pgxpool.Pool, age time.Duration) (more bool, err error) {
+	for _, sql := range []string{forgetCommandsSQL, forgetKeysSQL, forgetJobKeysSQL} {
+		gone, err := pool.Exec(ctx, sql, age.Milliseconds(), forgetAtOnce)
+		if err != nil {
+			return false, fmt.Errorf("remove old commands: %w", err)
+		}
+		more = more || gone.RowsAffected() == forgetAtOnce
 	}
-	return nil
+	return more, nil
 }
 
 // Standing is where a delivery is.
@@ -163,6 +180,9 @@ func endUncarried(ctx context.Context, conn *pgxpool.Conn, d *Delivery, end func
 	}
 	if err := addCommitments(ctx, conn, map[uuid.UUID]*Delivery{d.ID: d}, nil); err != nil {
 		return nil, err
+	}
+	if d.Gone() {
+		return nil, ErrEventGone
 	}
 	var url string
 	var secretPath bool

@@ -47,9 +47,9 @@ func TestCommandsAreTakenUntilTheyAreDone(t *testing.T) {
 	}
 	b.exec(t, "update delivery_commands set try_at = now()")
 	require.Empty(t, b.taken(t))
-	require.NoError(t, postgres.ForgetCommands(t.Context(), b.engine, time.Hour))
+	b.forgetCommands(t, time.Hour)
 	require.Equal(t, 2, b.count(t, "select count(*) from delivery_commands"))
-	require.NoError(t, postgres.ForgetCommands(t.Context(), b.engine, -time.Hour))
+	b.forgetCommands(t, -time.Hour)
 	require.Zero(t, b.count(t, "select count(*) from delivery_commands"))
 }
 
@@ -208,4 +208,52 @@ func TestRedeliverWithAKey(t *testing.T) {
 	_, err = postgres.Redeliver(t.Context(), b.engine, b.tenant, old[1], key)
 	require.ErrorIs(t, err, postgres.ErrRemoved)
 	require.Equal(t, 1, b.count(t, "select count(*) from redelivery_keys"))
+}
+
+func (b *testBundle) forgetCommands(t testing.TB, age time.Duration) (more bool) {
+	t.Helper()
+	more, err := postgres.ForgetCommands(t.Context(), b.engine, age)
+	require.NoError(t, err)
+	return more
+}
+
+// However many commands and keys are old, they go a thousand at a time, and what waits or is young stays.
+func TestForgettingCommandsIsBounded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec(t, `insert into delivery_commands (delivery_id, tenant_id, command, created_at, relayed_at)
+		select gen_random_uuid(), $1, 'cancel', now() - interval '1 month', case when n > 2 then now() - interval '1 month' end
+		from generate_series(1, 1502) n`, b.tenant)
+	b.exec(t, `insert into redelivery_keys (tenant_id, key_hash, delivery_id, redelivery_id, created_at)
+		select $1, sha256(n::text::bytea), gen_random_uuid(), gen_random_uuid(), case when n > 2 then now() - interval '1 month' else now() end
+		from generate_series(1, 2302) n`, b.tenant)
+	b.exec(t, `insert into redelivery_jobs (id, tenant_id, states, accepted_from, accepted_until, rate_per_second, cursor_event, key_hash, request_hash, created_at)
+		select gen_random_uuid(), $1, '{dead}', now() - interval '1 day', now(), 1, gen_random_uuid(), sha256(n::text::bytea), sha256('r'),
+		    case when n > 2 then now() - interval '1 month' else now() end
+		from generate_series(1, 1102) n`, b.tenant)
+	left := func() [3]int {
+		return [3]int{
+			b.count(t, "select count(*) from delivery_commands"), b.count(t, "select count(*) from redelivery_keys"),
+			b.count(t, "select count(*) from redelivery_jobs where key_hash is not null"),
+		}
+	}
+	require.True(t, b.forgetCommands(t, week))
+	require.Equal(t, [3]int{502, 1302, 102}, left())
+	require.True(t, b.forgetCommands(t, week))
+	require.Equal(t, [3]int{2, 302, 2}, left())
+	require.False(t, b.forgetCommands(t, week))
+	require.Equal(t, [3]int{2, 2, 2}, left())
+	require.Equal(t, 1102, b.count(t, "select count(*) from redelivery_jobs"))
+}
+
+// What is old is found by an index, also among many that are young.
+func TestOldCommandsAreFoundByAnIndex(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.exec(t, `insert into redelivery_keys (tenant_id, key_hash, delivery_id, redelivery_id)
+		select $1, sha256(n::text::bytea), gen_random_uuid(), gen_random_uuid() from generate_series(1, 20000) n`, b.tenant)
+	b.exec(t, `insert into delivery_commands (delivery_id, tenant_id, command, relayed_at)
+		select gen_random_uuid(), $1, 'cancel', now() from generate_series(1, 20000) n`, b.tenant)
+	b.exec(t, "analyze redelivery_keys, delivery_commands")
+	postgres.CheckForgettingPlans(t, func(sql string, args ...any) (pgx.Rows, error) { return b.engine.Query(t.Context(), sql, args...) })
 }

@@ -81,6 +81,7 @@ func (b *testBundle) requireErased(t testing.TB, event uuid.UUID, leaves bool) {
 	require.Zero(t, b.count(t, "select count(*) from merkle_leaves where secrets is not null and attempt_id in "+subjects, event))
 	if leaves {
 		require.Zero(t, b.count(t, "select count(*) from attempts where event_id = $1 and leaf_parts is not null", event))
+		require.Zero(t, b.count(t, "select count(*) from events where id = $1 and leaf_parts is not null", event))
 		require.Zero(t, b.count(t, "select count(*) from leaf_queue where not erased and attempt_id in "+subjects, event))
 		require.Zero(t, b.count(t, "select count(*) from merkle_leaves where leaf is not null and attempt_id in "+subjects, event))
 	}
@@ -90,7 +91,7 @@ func (b *testBundle) requireErased(t testing.TB, event uuid.UUID, leaves bool) {
 func (b *testBundle) acceptOne(t testing.TB) *postgres.Acceptance {
 	t.Helper()
 	row := b.acceptance("personal")
-	row.Leaf = &postgres.AcceptedLeaf{Bytes: []byte("accepted"), Hash: verify.LeafHash([]byte("accepted")), Secrets: make([]byte, 64)}
+	row.Leaf = &postgres.AcceptedLeaf{Bytes: []byte("accepted"), Hash: verify.LeafHash([]byte("accepted")), Parts: []byte("parts"), Secrets: make([]byte, 64)}
 	_, err := postgres.Accept(t.Context(), b.engine, []*postgres.Acceptance{row})
 	require.NoError(t, err)
 	return row

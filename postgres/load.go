@@ -67,6 +67,10 @@ var ErrDeleted = errors.New("destination is deleted")
 // ErrPayloadErased means that there is nothing left to send: the delivery is to end.
 var ErrPayloadErased = errors.New("payload is erased")
 
+// ErrEventGone means that the event's row isn't there, which nothing in Kapsel deletes: a partition was dropped too early, or there was a hand in
+// the database. No leaf can be made without the event's commitment, so the delivery can't be ended truthfully, and waits for a restore.
+var ErrEventGone = errors.New("the event's row is gone")
+
 // Start asks for what one attempt of a delivery needs, for the carrier that holds Epoch.
 type Start struct {
 	Delivery uuid.UUID
@@ -74,8 +78,8 @@ type Start struct {
 	Attempt  int
 }
 
-// Loaded answers a Start: Err is ErrMoved, ErrHeld, ErrCanceled, ErrDeleted or ErrPayloadErased (these three leave the destination
-// filled in) if nothing may be sent.
+// Loaded answers a Start: Err is ErrMoved, ErrEventGone, ErrHeld, ErrCanceled, ErrDeleted or ErrPayloadErased (these three leave the
+// destination filled in) if nothing may be sent.
 type Loaded struct {
 	Outgoing
 	Err error
@@ -116,13 +120,15 @@ func Load(ctx context.Context, pool *pgxpool.Pool, starts []Start) ([]Loaded, er
 // complete takes what was read for an attempt.
 func (l *Loaded) complete(f *fence, p *Payload, d *Destination) {
 	switch {
+	case p == nil:
+		l.Err = ErrEventGone
 	case f.canceled && d != nil:
 		l.Destination, l.Err = *d, ErrCanceled
 	case d != nil && d.Deleted:
 		l.Destination, l.Err = *d, ErrDeleted
-	case d != nil && p != nil && p.Erased():
+	case d != nil && p.Erased():
 		l.Destination, l.Err = *d, ErrPayloadErased // an empty body would be another webhook
-	case p == nil || p.Erased():
+	case p.Erased():
 		l.Err = ErrMoved
 	case d == nil || d.Held:
 		l.Err = ErrHeld

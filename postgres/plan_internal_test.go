@@ -48,6 +48,7 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 
 		"leaves recorded":      {recordedSQL, []any{ids, delivery}},
 		"attempts recorded":    {recordedAttemptsSQL, []any{ids}},
+		"acceptances recorded": {recordedAcceptancesSQL, []any{ids}},
 		"requests":             {requestsSQL, []any{ids}},
 		"leaf hashes":          {leafHashesSQL, []any{ids}},
 		"attempts of a day":    {attemptsOfDaySQL, []any{delivery, floor(id.Time(delivery).Truncate(24*time.Hour).AddDate(0, 0, 1)), 10}},
@@ -77,5 +78,16 @@ func CheckPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, err
 			days[found[1]] = true
 		}
 		require.Len(t, days, 1, "%s reads the partitions of so many days:\n%s", name, strings.Join(lines, "\n"))
+	}
+}
+
+// CheckForgettingPlans fails if what is old is looked for among all that is young.
+func CheckForgettingPlans(t *testing.T, query func(sql string, args ...any) (pgx.Rows, error)) {
+	for _, sql := range []string{forgetCommandsSQL, forgetKeysSQL} {
+		rows, err := query("explain "+sql, (7 * 24 * time.Hour).Milliseconds(), forgetAtOnce)
+		require.NoError(t, err)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		require.NotContains(t, strings.Join(lines, "\n"), "Seq Scan", sql)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Reconciliation compares the attempts with the log, in pages. The attempts of a day stand in one partition, but one may be
+// Reconciliation compares the attempts, and the events whose acceptance is attested, with the log, in pages. The attempts of a day stand in one partition, but one may be
 // recorded long after that day, since its ID has the time of its delivery. So each day is looked at again and again, the older the
 // more rarely: when a quarter of its age has passed. Leaves never change and are looked at once.
 
@@ -57,22 +57,31 @@ func DayReached(ctx context.Context, pool *pgxpool.Pool, day time.Time, after uu
 	return nil
 }
 
-// RecordedLeaf is an attempt's word on its leaf.
+// RecordedLeaf is an attempt's word on its leaf, or an event's on that of its acceptance.
 type RecordedLeaf struct {
-	AttemptID  uuid.UUID
+	AttemptID  uuid.UUID // or the event's
 	LogID      uuid.UUID
 	TenantID   uuid.UUID
 	LeafHash   []byte
 	RecordedAt time.Time
 }
 
-// attemptsOfDaySQL reads a range of the primary key, of one day's partition.
+// attemptsOfDaySQL reads a range of the primary key of attempts, and of an index of events, of one day's partitions. An event from
+// before migration 27 doesn't say which log it was for.
 const attemptsOfDaySQL = `
 select a.id, coalesce(m.new_log_id, a.log_id), a.tenant_id, coalesce(m.leaf_hash, a.leaf_hash), a.recorded_at
-from attempts a left join lateral (` + movedSQL + `) m on true
-where a.id > $1 and a.id < $2 order by a.id limit $3`
+from (
+    (select o.id, o.log_id, o.tenant_id, o.leaf_hash, o.recorded_at from attempts o where o.id > $1 and o.id < $2 order by o.id limit $3)
+    union all
+    (select e.id, ` + acceptanceLogSQL + `, e.tenant_id, e.leaf_hash, e.accepted_at from events e
+    where e.id > $1 and e.id < $2 and e.leaf_hash is not null order by e.id limit $3)
+) a left join lateral (` + movedSQL + `) m on true
+order by a.id limit $3`
 
-// AttemptsOfDay returns a page of a day's attempts, in the order of their IDs.
+const acceptanceLogSQL = `coalesce(e.leaf_log_id, (select t.log_id from tenants t where t.id = e.tenant_id))`
+
+// AttemptsOfDay returns a page of what attempts of a day, and events with an attested acceptance, say of their leaves, in the order of
+// their IDs.
 func AttemptsOfDay(ctx context.Context, pool *pgxpool.Pool, day time.Time, after uuid.UUID, limit int) ([]RecordedLeaf, error) {
 	if first := floor(day); string(after[:]) < string(first[:]) {
 		after = first
@@ -110,7 +119,7 @@ func Settled(ctx context.Context, pool *pgxpool.Pool) (map[uuid.UUID]time.Time, 
 	return settled, nil
 }
 
-// HaveLeaves returns which attempts have their place in a log.
+// HaveLeaves returns which attempts, or events, have their place in a log.
 func HaveLeaves(ctx context.Context, pool *pgxpool.Pool, attempts []uuid.UUID) (map[uuid.UUID]bool, error) {
 	return setOf(ctx, pool, "select attempt_id from leaf_of_attempt where attempt_id = any($1)", attempts)
 }
@@ -199,7 +208,7 @@ func LongQueued(ctx context.Context, pool *pgxpool.Pool, log uuid.UUID, longer t
 	return leaves, nil
 }
 
-// LeafHashesOf reads what attempts recorded of their leaves, and in which log.
+// LeafHashesOf reads what attempts recorded of their leaves, or events of those of their acceptance, and in which log.
 func LeafHashesOf(ctx context.Context, pool *pgxpool.Pool, attempts []uuid.UUID) (map[uuid.UUID]RecordedLeaf, error) {
 	rows, err := pool.Query(ctx, leafRecordsSQL, attempts)
 	if err != nil {
@@ -217,14 +226,19 @@ func LeafHashesOf(ctx context.Context, pool *pgxpool.Pool, attempts []uuid.UUID)
 }
 
 const leafRecordsSQL = `select a.id, coalesce(m.new_log_id, a.log_id), a.tenant_id, coalesce(m.leaf_hash, a.leaf_hash), a.recorded_at
-from attempts a left join lateral (` + movedSQL + `) m on true where a.id = any($1)`
+from (
+    select o.id, o.log_id, o.tenant_id, o.leaf_hash, o.recorded_at from attempts o where o.id = any($1)
+    union all
+    select e.id, e.leaf_log_id, e.tenant_id, e.leaf_hash, e.accepted_at from events e
+    where e.id = any($1) and e.leaf_hash is not null and e.leaf_log_id is not null
+) a left join lateral (` + movedSQL + `) m on true`
 
 // movedSQL is where the leaf of attempt a went when its log was closed before it had its place there, and how it reads now.
 const movedSQL = `select m.new_log_id, m.leaf_hash from moved_leaves m where m.attempt_id = a.id order by m.moved_at desc limit 1`
 
-const eventsThereSQL = `select e.id from events e where e.id = any($1)`
+const eventsThereSQL = `select e.id from events e where e.id = any($1) and e.leaf_hash is not null`
 
-// EventsOf returns which of these are events.
+// EventsOf returns which of these are events whose acceptance is attested.
 func EventsOf(ctx context.Context, pool *pgxpool.Pool, events []uuid.UUID) (map[uuid.UUID]bool, error) {
 	return setOf(ctx, pool, eventsThereSQL, events)
 }
@@ -247,6 +261,7 @@ type Finding struct {
 	LogID    uuid.UUID
 	TenantID uuid.UUID
 	Detail   string
+	Event    bool // the subject is an event, and its leaf that of its acceptance
 }
 
 // maxFindings is how many open findings of a problem are kept. Whoever has so many has one cause to look for.

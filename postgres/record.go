@@ -49,6 +49,9 @@ type Commitment struct {
 	Secret      []byte // of the event: the secrets of attempts are derived from it
 }
 
+// Gone reports whether there is no commitment, because the event's row isn't there.
+func (c *Commitment) Gone() bool { return c.PayloadHash == nil }
+
 // Erased reports whether the commitment can't be opened any more.
 func (c *Commitment) Erased() bool { return c.Salt == nil || c.Secret == nil }
 
@@ -176,7 +179,8 @@ func rollback(conn *pgxpool.Conn) error {
 	return nil
 }
 
-// addCommitments completes deliveries by what is known, and reads the rest.
+// addCommitments completes deliveries by what is known, and reads the rest. Those whose event's row is gone have none, and are the
+// caller's to refuse: others are recorded in the same transaction.
 func addCommitments(ctx context.Context, tx querier, locked map[uuid.UUID]*Delivery, known map[uuid.UUID]*Commitment) error {
 	unknown := map[uuid.UUID][]*Delivery{}
 	var events []uuid.UUID
@@ -203,15 +207,11 @@ func addCommitments(ctx context.Context, tx querier, locked map[uuid.UUID]*Deliv
 			d.Commitment = c
 			d.forget()
 		}
-		delete(unknown, event)
 		c = Commitment{} // its slices belong to the deliveries now
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("read events: %w", err)
-	}
-	if len(unknown) > 0 {
-		return fmt.Errorf("%d events of deliveries are missing", len(unknown))
 	}
 	return nil
 }

@@ -142,3 +142,40 @@ func addPrevious(ctx context.Context, db querier, before map[uuid.UUID][]*Record
 	}
 	return nil
 }
+
+// RecordedAcceptance is what the database says of an event whose acceptance is attested, apart from the leaf.
+type RecordedAcceptance struct {
+	EventID, TenantID, EndpointID, LogID uuid.UUID
+	Origin                               string // of the log; "" if there is no such log
+	LogClosed                            bool
+	LeafHash, LeafParts                  []byte // LeafParts is nil if they were never kept, or are erased
+	Commitment
+}
+
+const recordedAcceptancesSQL = `
+select a.id, a.tenant_id, a.endpoint_id, a.log_id, coalesce(l.origin, ''), l.closed_at is not null, a.leaf_hash, a.leaf_parts,
+    a.body_size, a.payload_hash, p.salt, p.secret
+from (select e.*, ` + acceptanceLogSQL + ` as log_id from events e where e.id = any($1) and e.leaf_hash is not null) a
+left join logs l on l.id = a.log_id
+left join event_payloads p on p.event_id = a.id and p.event_id = any($1)`
+
+// ReadAcceptances reads what is recorded of the acceptance of events. One that isn't there, or isn't attested, is left out.
+func ReadAcceptances(ctx context.Context, db querier, events []uuid.UUID) (map[uuid.UUID]*RecordedAcceptance, error) {
+	rows, err := db.Query(ctx, recordedAcceptancesSQL, events)
+	if err != nil {
+		return nil, fmt.Errorf("read acceptances: %w", err)
+	}
+	recorded := map[uuid.UUID]*RecordedAcceptance{}
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*RecordedAcceptance, error) {
+		r := &RecordedAcceptance{}
+		return r, row.Scan(&r.EventID, &r.TenantID, &r.EndpointID, &r.LogID, &r.Origin, &r.LogClosed, &r.LeafHash, &r.LeafParts,
+			&r.PayloadSize, &r.PayloadHash, &r.Salt, &r.Secret)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read acceptances: %w", err)
+	}
+	for _, r := range found {
+		recorded[r.EventID] = r
+	}
+	return recorded, nil
+}

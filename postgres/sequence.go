@@ -253,9 +253,11 @@ func SequencedLeaves(ctx context.Context, db querier, attempts []uuid.UUID) (map
 	return sequenced, nil
 }
 
-// recordedSQL reads the attempts' own word on their leaves, which nobody can change. An attempt that was recorded for another log,
-// which was closed meanwhile, says nothing about its leaf in this one.
-const recordedSQL = `select a.id, a.leaf_hash from attempts a where a.id = any($1) and a.log_id = $2`
+// recordedSQL reads the attempts' own word on their leaves, and that of events on those of their acceptance, which nobody can change. What
+// was recorded for another log, which was closed meanwhile, says nothing about its leaf in this one.
+const recordedSQL = `
+select a.id, a.leaf_hash from attempts a where a.id = any($1) and a.log_id = $2
+union all select e.id, e.leaf_hash from events e where e.id = any($1) and e.leaf_hash is not null and e.leaf_log_id = $2`
 
 // addRecorded fills in Recorded.
 func addRecorded(ctx context.Context, tx pgx.Tx, log uuid.UUID, leaves []QueuedLeaf) error {

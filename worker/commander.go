@@ -29,7 +29,10 @@ const (
 	signalFor      = 2 * time.Second
 	// commandsKept is how long commands that were carried out are kept, and keys that make redeliveries safe to repeat.
 	commandsKept = 7 * 24 * time.Hour
-	forgetEvery  = time.Hour
+	// forgetEvery is how often what is old is removed, and forgetFirst how soon after the start, at the latest: a worker may never live
+	// for forgetEvery.
+	forgetEvery = time.Hour
+	forgetFirst = 10 * time.Second
 )
 
 // Commander carries out what somebody commands of a delivery. What can be done in Postgres is done there; a workflow that
@@ -40,31 +43,43 @@ type Commander struct {
 	log      *zap.Logger
 	onDue    func() // something in the queue became due
 	onLeaf   func() // a leaf was queued
+
+	forgetAt time.Time // when what is old is removed next
 }
 
 // Run carries out commands until ctx ends.
 func (c *Commander) Run(ctx context.Context) {
-	ticker, forget := time.NewTicker(commandEvery), time.NewTicker(forgetEvery)
+	ticker := time.NewTicker(commandEvery)
 	defer ticker.Stop()
-	defer forget.Stop()
+	c.forgetAt = time.Now().Add(jitter(forgetFirst))
 	var failing outage
 	for {
 		var err error
 		select {
 		case <-ctx.Done():
 			return
-		case <-forget.C:
-			err = postgres.ForgetCommands(ctx, c.db, commandsKept)
 		case <-ticker.C:
 			if !failing.due() {
 				continue
 			}
-			err = c.round(ctx)
+			err = errors.Join(c.round(ctx), c.forget(ctx))
 		}
 		if ctx.Err() == nil {
 			failing.note(c.log, "carry out commands", err)
 		}
 	}
+}
+
+// forget removes what is old: once in forgetEvery all of it, a little at a time, so that commands don't wait for it.
+func (c *Commander) forget(ctx context.Context) error {
+	if time.Now().Before(c.forgetAt) {
+		return nil
+	}
+	more, err := postgres.ForgetCommands(ctx, c.db, commandsKept)
+	if err == nil && !more {
+		c.forgetAt = time.Now().Add(jitter(forgetEvery))
+	}
+	return err
 }
 
 // round carries out what waits. A command that fails is looked at again, and holds up none of the others.

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -176,5 +177,25 @@ func TestACommandThatFailsHoldsUpNoOther(t *testing.T) {
 		var waiting uuid.UUID
 		require.NoError(t, c.db.QueryRow(t.Context(), "select delivery_id from delivery_commands where relayed_at is null").Scan(&waiting))
 		require.Equal(t, c.delivery, waiting)
+	})
+}
+
+// What is old is removed soon after the start, all of it, and commands are carried out meanwhile.
+func TestOldCommandsAreForgottenSoonAfterTheStart(t *testing.T) {
+	commanding(t, func(t *testing.T, c *commandTest) {
+		c.exec(t, `insert into redelivery_keys (tenant_id, key_hash, delivery_id, redelivery_id, created_at)
+			select $1, sha256(n::text::bytea), gen_random_uuid(), gen_random_uuid(), now() - interval '8 days' from generate_series(1, 2500) n`, c.tenant)
+		c.exec(t, "insert into delivery_commands (delivery_id, tenant_id, command) values ($1, $2, 'cancel')", c.delivery, c.tenant)
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { c.Run(ctx) })
+		defer running.Wait()
+		defer stop()
+		require.Eventually(t, func() bool {
+			var left int
+			require.NoError(t, c.db.QueryRow(t.Context(), "select count(*) from redelivery_keys").Scan(&left))
+			return left == 0
+		}, time.Minute, 50*time.Millisecond)
+		require.Equal(t, "canceled", c.state(t))
 	})
 }

@@ -1,11 +1,16 @@
 package worker
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
@@ -92,6 +97,9 @@ func newSealingMetrics(registerer prometheus.Registerer) *sealingMetrics {
 	return m
 }
 
+// logsShown is of how many logs metrics tell one by one.
+const logsShown = 10
+
 // watchSealing reads the figures until ctx ends.
 func (w *Worker) watchSealing(ctx context.Context) {
 	m := newSealingMetrics(w.config.Metrics)
@@ -115,11 +123,21 @@ func (m *sealingMetrics) set(f postgres.SealingFigures) {
 	m.unattested.Reset() // logs are closed, and problems solved
 	m.deadLetters.Reset()
 	m.findings.Reset()
-	for log, waited := range f.Unattested {
-		m.unattested.WithLabelValues(id.Log.Format(log)).Set(waited.Seconds())
+	for _, log := range most(f.Unattested) {
+		m.unattested.WithLabelValues(id.Log.Format(log)).Set(f.Unattested[log].Seconds())
+	}
+	for _, log := range most(f.DeadLetters) {
 		m.deadLetters.WithLabelValues(id.Log.Format(log)).Set(float64(f.DeadLetters[log]))
 	}
 	for problem, n := range f.Findings {
 		m.findings.WithLabelValues(problem).Set(float64(n))
 	}
+}
+
+// most are the logs with the most, as many of them as have series of their own.
+func most[N cmp.Ordered](of map[uuid.UUID]N) []uuid.UUID {
+	logs := slices.SortedFunc(maps.Keys(of), func(a, b uuid.UUID) int {
+		return cmp.Or(cmp.Compare(of[b], of[a]), bytes.Compare(a[:], b[:]))
+	})
+	return logs[:min(len(logs), logsShown)]
 }

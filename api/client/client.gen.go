@@ -594,6 +594,9 @@ type DeliverySummary struct {
 	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
 	Lane *string `json:"lane,omitempty"`
 
+	// RedeliveryOf The delivery that this one repeats, if it does.
+	RedeliveryOf *string `json:"redelivery_of,omitempty"`
+
 	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
 	State string `json:"state"`
 }
@@ -2139,7 +2142,8 @@ type ClientInterface interface {
 	//
 	// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
 	// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
-	// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+	// made here and never shown. At most 5 may be valid at a time, and 20 be made within a day (409): all that ever were are
+	// listed, for everybody (`/api/v1/attestation/keys`). Requests that begin two seconds later or more carry it.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2150,7 +2154,8 @@ type ClientInterface interface {
 	//
 	// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
 	// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
-	// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+	// made here and never shown. At most 5 may be valid at a time, and 20 be made within a day (409): all that ever were are
+	// listed, for everybody (`/api/v1/attestation/keys`). Requests that begin two seconds later or more carry it.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2994,7 +2999,8 @@ func (c *Client) ListSigningKeys(ctx context.Context, destinationID string, reqE
 //
 // To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
 // of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
-// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+// made here and never shown. At most 5 may be valid at a time, and 20 be made within a day (409): all that ever were are
+// listed, for everybody (`/api/v1/attestation/keys`). Requests that begin two seconds later or more carry it.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3015,7 +3021,8 @@ func (c *Client) AddSigningKeyWithBody(ctx context.Context, destinationID string
 //
 // To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
 // of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
-// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+// made here and never shown. At most 5 may be valid at a time, and 20 be made within a day (409): all that ever were are
+// listed, for everybody (`/api/v1/attestation/keys`). Requests that begin two seconds later or more carry it.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -6602,7 +6609,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
 	// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
-	// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+	// made here and never shown. At most 5 may be valid at a time, and 20 be made within a day (409): all that ever were are
+	// listed, for everybody (`/api/v1/attestation/keys`). Requests that begin two seconds later or more carry it.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6613,7 +6621,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
 	// of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
-	// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+	// made here and never shown. At most 5 may be valid at a time, and 20 be made within a day (409): all that ever were are
+	// listed, for everybody (`/api/v1/attestation/keys`). Requests that begin two seconds later or more carry it.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -11896,7 +11905,8 @@ func (c *ClientWithResponses) ListSigningKeysWithResponse(ctx context.Context, d
 //
 // To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
 // of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
-// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+// made here and never shown. At most 5 may be valid at a time, and 20 be made within a day (409): all that ever were are
+// listed, for everybody (`/api/v1/attestation/keys`). Requests that begin two seconds later or more carry it.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -11913,7 +11923,8 @@ func (c *ClientWithResponses) AddSigningKeyWithBodyWithResponse(ctx context.Cont
 //
 // To rotate: the new key signs at once, and the others too until they expire, so `webhook-signature` holds a signature
 // of each and the receiver may check any. Give the receiver the new public key within that time. The private key is
-// made here and never shown. At most 5 may be valid at a time. Requests that begin two seconds later or more carry it.
+// made here and never shown. At most 5 may be valid at a time, and 20 be made within a day (409): all that ever were are
+// listed, for everybody (`/api/v1/attestation/keys`). Requests that begin two seconds later or more carry it.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

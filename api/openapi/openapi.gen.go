@@ -589,6 +589,9 @@ type DeliverySummary struct {
 	// Lane How it is carried, or was last: `workflow`, or `batch`. Absent while nobody has carried it, and after it was put back unsent.
 	Lane *string `json:"lane,omitempty"`
 
+	// RedeliveryOf The delivery that this one repeats, if it does.
+	RedeliveryOf *string `json:"redelivery_of,omitempty"`
+
 	// State `pending`, or at the end exactly one of `delivered`, `dead`, `canceled`, `skipped`.
 	State string `json:"state"`
 }

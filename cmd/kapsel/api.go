@@ -51,7 +51,10 @@ flight DRAIN_TIMEOUT, commits what was taken in, and exits with 0. A second sign
 				return fmt.Errorf("LISTEN_ADDR can't be listened on: %w", err)
 			}
 			registry := prometheus.NewRegistry()
-			if err := serveMetrics(cmd.Context(), config.MetricsAddr, registry, nil, log); err != nil {
+			// Prometheus is answered until the process ends, so that it sees how the last requests went.
+			serving, stopServing := context.WithCancel(context.WithoutCancel(cmd.Context()))
+			defer stopServing()
+			if err := serveMetrics(serving, config.MetricsAddr, registry, nil, log); err != nil {
 				return err
 			}
 			notifier := postgres.NewNotifier(engine)

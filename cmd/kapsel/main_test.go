@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -132,4 +134,43 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	status, ok := exit.Sys().(syscall.WaitStatus)
 	require.True(t, ok)
 	require.Equal(t, syscall.SIGTERM, status.Signal())
+}
+
+// Prometheus is answered as long as an api goes on after SIGTERM: what becomes of the last requests is seen.
+func TestMetricsAreServedToTheEnd(t *testing.T) {
+	t.Parallel()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := free.Addr().String()
+	require.NoError(t, free.Close())
+	cmd := exec.CommandContext(t.Context(), "kapsel", "api")
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+postgrestest.New(t), "LISTEN_ADDR=127.0.0.1:0", "METRICS_ADDR="+address, "STOP_DELAY=5s")
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(stderr)
+	await := func(line string) {
+		for lines.Scan() && !strings.Contains(lines.Text(), line) {
+			continue
+		}
+		require.NoError(t, lines.Err())
+	}
+	await("api started")
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	await("api stopping")
+	ticker := time.NewTicker(20 * time.Millisecond) // the listener closed within that time before
+	defer ticker.Stop()
+	for range 10 {
+		<-ticker.C
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/metrics", nil)
+		require.NoError(t, err)
+		response, err := http.DefaultClient.Do(request)
+		require.NoError(t, err)
+		text, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Contains(t, string(text), "kapsel_ingest_body_bytes_max")
+	}
+	_, _ = io.Copy(io.Discard, stderr)
+	require.NoError(t, cmd.Wait())
 }

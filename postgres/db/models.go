@@ -262,6 +262,10 @@ type Event struct {
 	EventType    *string
 	// of the leaf that attests its acceptance; null: there is none
 	LeafHash []byte
+	// the log for which its leaf of acceptance was made; null: there is none, or it is from before this migration
+	LeafLogID *uuid.UUID
+	// nonce and time of that leaf: attestation.Acceptance.Parts; null: likewise, or erased
+	LeafParts []byte
 }
 
 type EventPayload struct {

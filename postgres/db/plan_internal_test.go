@@ -29,6 +29,7 @@ func CheckPlans(t *testing.T, delivery, floor, before uuid.UUID, query func(sql 
 		"end of type chunk":     {endOfTypeChunk, []any{"push", before, floor, 2000}, "tenant_id.*event_type"},
 		"search events":         {searchEvents, []any{before, floor, none, none, none, none, 51}, "tenant_id"},
 		"search events of type": {searchEvents, []any{before, floor, "push", none, none, none, 51}, "tenant_id.*event_type"},
+		"search events of key":  {searchEvents, []any{before, floor, none, none, make([]byte, 32), none, 51}, "tenant_id"},
 		"end of delivery chunk": {endOfDeliveryChunk, []any{before, floor, 2000}, "tenant_id"},
 		"search deliveries":     {searchDeliveries, []any{before, floor, "dead", none, none, none, none, 51}, "tenant_id"},
 		"search of destination": {searchDeliveries, []any{before, floor, none, delivery, none, none, none, 51}, "tenant_id"},

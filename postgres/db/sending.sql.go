@@ -25,6 +25,18 @@ func (q *Queries) CountSignatures(ctx context.Context, destinationID uuid.UUID) 
 	return signatures, err
 }
 
+const countSigningKeysOfDay = `-- name: CountSigningKeysOfDay :one
+select count(*) from destination_keys k where k.destination_id = $1 and k.created_at > now() - interval '1 day'
+`
+
+// How many keys were made within a day, also those that are valid no more: each is listed for ever.
+func (q *Queries) CountSigningKeysOfDay(ctx context.Context, destinationID uuid.UUID) (int64, error) {
+	row := q.db.QueryRow(ctx, countSigningKeysOfDay, destinationID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const deleteTransport = `-- name: DeleteTransport :exec
 delete from destination_transports where destination_id = $1
 `

@@ -26,6 +26,10 @@ from destination_keys k
 where k.destination_id = $1 and (k.expires_at is null or k.expires_at > now())
 order by k.id desc;
 
+-- name: CountSigningKeysOfDay :one
+-- How many keys were made within a day, also those that are valid no more: each is listed for ever.
+select count(*) from destination_keys k where k.destination_id = $1 and k.created_at > now() - interval '1 day';
+
 -- name: CountSignatures :one
 -- How many signatures each request carries now.
 select ((select count(*) from destination_keys k where k.destination_id = $1 and (k.expires_at is null or k.expires_at > now()))
