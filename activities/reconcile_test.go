@@ -2,6 +2,7 @@ package activities_test
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -23,7 +24,9 @@ func (b *testBundle) reconcile(t testing.TB) activities.Reconciled {
 	r := activities.NewReconciling(activities.ReconcilingConfig{DB: b.engine, Log: zap.NewNop()})
 	done := activities.Reconciled{More: true}
 	in := activities.ReconcileInput{BegunMS: time.Now().UnixMilli() + 1}
-	time.Sleep(2 * time.Millisecond) // a day that was finished in the millisecond in which a run begins isn't looked at in it
+	for time.Now().UnixMilli() <= in.BegunMS { // a day that was finished in the millisecond in which a run begins isn't looked at in it
+		runtime.Gosched()
+	}
 	for range 20 {
 		part, err := r.Reconcile(context.Background(), in)
 		require.NoError(t, err)

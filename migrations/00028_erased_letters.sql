@@ -35,6 +35,7 @@ $$;
 
 -- subjects are the IDs of all attempts that the event's deliveries may have, and the event's own. The heads of the logs are locked, so
 -- that no leaf is on its way from the queue to its place, where it could be seen in neither, or back into the queue.
+-- The head of the log of a leaf of acceptance is locked wherever that leaf is: it may be lost, and be made again at this moment.
 create or replace function erase_leaves(subjects uuid[], with_leaves boolean, out attempts bigint, out leaves bigint)
     language plpgsql security definer set search_path = public, pg_temp as $$
 declare
@@ -47,11 +48,13 @@ begin
     get diagnostics attempts = row_count;
     if with_leaves then
         update attempts a set leaf_parts = null where a.id = any(subjects) and a.tenant_id = tenant and a.leaf_parts is not null;
+        update events e set leaf_parts = null where e.id = any(subjects) and e.tenant_id = tenant and e.leaf_parts is not null;
     end if;
     perform from log_heads h where h.log_id in (
             select q.log_id from leaf_queue q where q.attempt_id = any(subjects) and q.tenant_id = tenant
             union select p.log_id from leaf_of_attempt p where p.attempt_id = any(subjects) and p.tenant_id = tenant
-            union select a.log_id from attempts a where a.id = any(subjects) and a.tenant_id = tenant)
+            union select a.log_id from attempts a where a.id = any(subjects) and a.tenant_id = tenant
+            union select e.leaf_log_id from events e where e.id = any(subjects) and e.tenant_id = tenant and e.leaf_log_id is not null)
         order by h.log_id for update;
     update leaf_queue q set secrets = '', erased = q.erased or with_leaves
         where q.attempt_id = any(subjects) and q.tenant_id = tenant and (q.secrets <> '' or with_leaves and not q.erased);
