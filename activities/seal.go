@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -29,6 +30,8 @@ import (
 const (
 	// sequenceLimit is how many leaves one sequencing transaction takes.
 	sequenceLimit = 2000
+	// leavesPerCore is how many leaves are checked by one core before another one is worth its while.
+	leavesPerCore = 100
 	// sealPause is the least time between two looks at the queue, so that what comes one by one is sequenced together.
 	sealPause = 100 * time.Millisecond
 	// sealTick is how often the loop looks for work by itself.
@@ -254,8 +257,9 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	growth := postgres.Growth{TreeSize: batch.TreeSize, RootHash: batch.RootHash}
 	var leafHashes [][]byte
 	chosen := map[uuid.UUID][]byte{}
-	for _, leaf := range batch.Leaves {
-		reason := s.reject(leaf)
+	reasons := rejectLeaves(batch.Leaves, s.origin)
+	for i, leaf := range batch.Leaves {
+		reason := reasons[i]
 		if reason == "" {
 			hash, again := chosen[leaf.AttemptID]
 			switch {
@@ -287,7 +291,22 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	return growth, nil
 }
 
-func (s *sealer) reject(queued postgres.QueuedLeaf) string { return rejectLeaf(queued, s.origin) }
+// rejectLeaves says of each leaf why it must not get an index, as rejectLeaf does, on all cores: that is most of what sealing
+// computes.
+func rejectLeaves(leaves []postgres.QueuedLeaf, origin string) []string {
+	reasons := make([]string, len(leaves))
+	part := max(len(leaves)/runtime.GOMAXPROCS(0)+1, leavesPerCore)
+	var parts sync.WaitGroup
+	for from := 0; from < len(leaves); from += part {
+		parts.Go(func() {
+			for i := from; i < min(from+part, len(leaves)); i++ {
+				reasons[i] = rejectLeaf(leaves[i], origin)
+			}
+		})
+	}
+	parts.Wait()
+	return reasons
+}
 
 // rejectLeaf says why a leaf must not get an index in the log named origin; empty if it may. Its bytes must hash to what was
 // recorded, and be a leaf of this attempt and this log.
