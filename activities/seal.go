@@ -23,6 +23,7 @@ import (
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/tracing"
 	"github.com/kapsel-io/kapsel/verify"
 )
 
@@ -54,6 +55,8 @@ type SealingConfig struct {
 	FindSigner func(log, origin string, key ed25519.PublicKey) (*attestation.Signer, error)
 	// Metrics is where sealing registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
+	// Tracing is told of each leaf that gets an index. nil: nobody is.
+	Tracing *tracing.Tracer
 	Log     *zap.Logger
 }
 
@@ -119,6 +122,7 @@ type sealer struct {
 	growth    *logMetrics
 	last      int64     // ID after which the queue is read
 	scanned   time.Time // when the queue was last read from its beginning
+	traced    []tracedLeaf
 
 	// What signs belongs to the publisher's call that is under way.
 	key    [32]byte // SHA-256 of the public key
@@ -228,6 +232,7 @@ func (s *sealer) sequence(ctx context.Context, whole bool, then func(last bool) 
 			return err
 		}
 		s.growth.sequenced(start, done.Taken-done.Rejected)
+		s.tellSealed(start, done.TreeSize, done.Taken-done.Rejected)
 		s.last = max(s.last, done.LastID-rewind)
 		if done.Rejected > 0 {
 			s.sealing.metrics.aside.WithLabelValues(s.name).Add(float64(done.Rejected))
@@ -253,10 +258,11 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 		return postgres.Growth{}, err
 	}
 	growth := postgres.Growth{TreeSize: batch.TreeSize, RootHash: batch.RootHash}
+	s.traced = nil // of a transaction that wasn't committed
 	var leafHashes [][]byte
 	chosen := map[uuid.UUID][]byte{}
 	for _, leaf := range batch.Leaves {
-		reason := s.reject(leaf)
+		parsed, reason := readLeaf(leaf, s.origin)
 		if reason == "" {
 			hash, again := chosen[leaf.AttemptID]
 			switch {
@@ -273,6 +279,9 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 		chosen[leaf.AttemptID] = leaf.Hash
 		growth.Accepted = append(growth.Accepted, leaf)
 		leafHashes = append(leafHashes, leaf.Hash)
+		if traced, ok := s.traceLeaf(parsed, batch.TreeSize+uint64(len(leafHashes))-1); ok {
+			s.traced = append(s.traced, traced)
+		}
 	}
 	if len(leafHashes) == 0 {
 		return growth, nil
@@ -288,30 +297,34 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	return growth, nil
 }
 
-func (s *sealer) reject(queued postgres.QueuedLeaf) string { return rejectLeaf(queued, s.origin) }
-
-// rejectLeaf says why a leaf must not get an index in the log named origin; empty if it may. Its bytes must hash to what was
-// recorded, and be a leaf of this attempt and this log.
+// rejectLeaf is what readLeaf says against a leaf.
 func rejectLeaf(queued postgres.QueuedLeaf, origin string) string {
+	_, reason := readLeaf(queued, origin)
+	return reason
+}
+
+// readLeaf reads a leaf, and says why a leaf must not get an index in the log named origin; empty if it may. Its bytes must hash to what was
+// recorded, and be a leaf of this attempt and this log.
+func readLeaf(queued postgres.QueuedLeaf, origin string) (leaf *verify.Leaf, reason string) {
 	if !bytes.Equal(verify.LeafHash(queued.Bytes), queued.Hash) {
-		return "hash doesn't fit the bytes"
+		return nil, "hash doesn't fit the bytes"
 	}
 	leaf, err := verify.ParseLeaf(queued.Bytes)
 	switch {
 	case len(queued.Secrets) != 0 && len(queued.Secrets) != 2*attestation.SecretSize: // none: the payload is erased
-		return "secrets have the wrong length"
+		return leaf, "secrets have the wrong length"
 	case err != nil:
-		return err.Error()
+		return leaf, err.Error()
 	case !concerns(leaf, queued.AttemptID):
-		return "leaf is of another attempt"
+		return leaf, "leaf is of another attempt"
 	case leaf.TenantID != id.Tenant.Format(queued.TenantID):
-		return "leaf is of another tenant"
+		return leaf, "leaf is of another tenant"
 	case leaf.Origin != origin:
-		return "leaf is of another log"
+		return leaf, "leaf is of another log"
 	case queued.Recorded != nil && !bytes.Equal(queued.Recorded, queued.Hash):
-		return "hash isn't the one that the attempt recorded"
+		return leaf, "hash isn't the one that the attempt recorded"
 	}
-	return ""
+	return leaf, ""
 }
 
 // concerns reports whether a leaf is of the attempt, or attests the acceptance of the event, with this ID.
