@@ -252,3 +252,23 @@ func TestCredentialsOfTheCollectorAreNotLogged(t *testing.T) {
 	require.Equal(t, 1, logs.Len())
 	require.NotContains(t, fmt.Sprint(logs.All()[0].ContextMap()), "planted")
 }
+
+// BenchmarkTell tells spans such as an attempt's to a queue that is full, and of a trace that isn't sampled.
+func BenchmarkTell(b *testing.B) {
+	for _, ratio := range []float64{0, 1} {
+		b.Run(fmt.Sprintf("ratio=%v", ratio), func(b *testing.B) {
+			tracer, err := tracing.New(b.Context(), tracing.Config{Endpoint: "http://127.0.0.1:1", Ratio: ratio, Log: zap.NewNop()})
+			require.NoError(b, err)
+			defer tracer.Close()
+			root, now := tracing.Root(id.New()), time.Now()
+			b.ReportAllocs()
+			for b.Loop() {
+				if !tracer.Sampled(root) {
+					continue
+				}
+				tracer.Tell(tracing.Span{Name: "attempt", Kind: trace.SpanKindClient, Place: root.Fresh(), Parent: root.Span, Start: now, End: now,
+					Attributes: []attribute.KeyValue{attribute.Int("kapsel.attempt", 1), attribute.String("kapsel.outcome", "delivered")}})
+			}
+		})
+	}
+}
