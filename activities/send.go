@@ -92,7 +92,7 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	stop := heartbeat(ctx)
 	sendCtx, cancel := a.interruptible(ctx)
 	defer cancel()
-	s := sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload, Probe: probe, Carrier: a.singleCarrier(out.Payload.EventID)}
+	s := sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload, Probe: probe, Carrier: a.singleCarrier(out.EventID)}
 	outcome, response, err := a.request(sendCtx, to, s)
 	permit.Return()
 	stop()

@@ -93,13 +93,13 @@ func New(ctx context.Context, config Config) (*Tracer, error) {
 
 func newExporter(ctx context.Context, config Config) (*otlptrace.Exporter, error) {
 	endpoint := config.TracesEndpoint
-	switch {
-	case config.Protocol == GRPC:
+	switch config.Protocol {
+	case GRPC:
 		if endpoint == "" {
 			endpoint = config.Endpoint
 		}
 		return otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(endpoint))
-	case config.Protocol == HTTP || config.Protocol == "":
+	case HTTP, "":
 		if endpoint == "" {
 			endpoint = strings.TrimSuffix(config.Endpoint, "/") + "/v1/traces"
 		}
