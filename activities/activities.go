@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/kapsel-io/kapsel/tracing"
 	"github.com/kapsel-io/kapsel/webhook"
 )
 
@@ -25,6 +26,8 @@ type Activities struct {
 	Latencies *Latencies
 	// Metrics count what was sent. nil: nothing is counted.
 	Metrics *Metrics
+	// Tracing is told of each attempt. nil: nobody is.
+	Tracing *tracing.Tracer
 	// Interrupt is closed when requests in flight must end, because the worker stops.
 	Interrupt <-chan struct{}
 }

@@ -72,14 +72,18 @@ func (a *Activities) SendBatch(ctx context.Context, in BatchInput) (BatchResult,
 	defer cancel()
 	budget, release := context.WithDeadline(context.Background(), started.Add(BatchBudget))
 	defer release()
-	b := &batch{Activities: a, claim: claim, until: started.Add(BatchBudget), over: budget.Done(), targets: map[uuid.UUID]*batchTarget{}}
-	return b.run(ctx)
+	span := a.beginBatch(ctx, claim, started)
+	b := &batch{Activities: a, span: span, claim: claim, until: started.Add(BatchBudget), over: budget.Done(), targets: map[uuid.UUID]*batchTarget{}}
+	result, err := b.run(ctx)
+	span.end(a.Tracing, &result)
+	return result, err
 }
 
 // batch is one run of SendBatch.
 type batch struct {
 	*Activities
 	claim   uuid.UUID
+	span    *batchSpan
 	until   time.Time       // no request begins after it
 	over    <-chan struct{} // is closed then
 	targets map[uuid.UUID]*batchTarget
@@ -219,7 +223,8 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 		return
 	}
 	defer permit.Return() // whatever happens
-	outcome, response, err := b.request(ctx, to.target, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload, Probe: probe})
+	s := sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload, Probe: probe, Carrier: b.batchCarrier(row.EventID)}
+	outcome, response, err := b.request(ctx, to.target, s)
 	permit.Return()
 	if err == nil && outcome.verdict().Failed {
 		defer func() { <-to.places }() // not before it is recorded: it may open the circuit, and then nobody follows
@@ -231,7 +236,7 @@ func (b *batch) attempt(ctx context.Context, row postgres.BatchRow, to *batchTar
 		return
 	}
 	outcome.Park = true // of a delivery that isn't over: nobody carries it any longer
-	b.record(ctx, Recording{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt,
+	b.record(ctx, s, Recording{Delivery: row.DeliveryID, Epoch: row.Epoch, Attempt: row.Attempt,
 		Outcome: outcome, Response: response, Commitment: &row.Payload.Commitment})
 }
 
@@ -302,10 +307,10 @@ func (b *batch) begin(ctx context.Context, to *batchTarget) bool {
 }
 
 // record records an outcome, or leaves that to the workflow.
-func (b *batch) record(ctx context.Context, recording Recording) {
+func (b *batch) record(ctx context.Context, s sending, recording Recording) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
 	defer cancel()
-	_, err := b.recordInTime(ctx, recording)
+	_, err := b.recordInTime(ctx, s, recording)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.result.Sent++

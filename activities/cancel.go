@@ -12,6 +12,7 @@ import (
 	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/tracing"
 )
 
 // CancelInput names a delivery that shall end.
@@ -26,19 +27,25 @@ func (a *Activities) CancelDelivery(ctx context.Context, in CancelInput) error {
 	if err != nil {
 		return temporal.NewNonRetryableApplicationError("delivery ID", "Input", err)
 	}
-	_, err = Cancel(ctx, a.DB, deliveryID)
+	_, err = Cancel(ctx, a.DB, a.Tracing, deliveryID)
 	return err
 }
 
 // Cancel ends a delivery with its canceled leaf, unless a request of it may be under way: see postgres.Cancel.
-func Cancel(ctx context.Context, db *pgxpool.Pool, deliveryID uuid.UUID) (postgres.Standing, error) {
-	return postgres.Cancel(ctx, db, deliveryID, func(d *postgres.Delivery, url string, secretPath bool) (postgres.Change, error) {
+func Cancel(ctx context.Context, db *pgxpool.Pool, t *tracing.Tracer, deliveryID uuid.UUID) (postgres.Standing, error) {
+	var ended *postgres.Delivery
+	at, err := postgres.Cancel(ctx, db, deliveryID, func(d *postgres.Delivery, url string, secretPath bool) (postgres.Change, error) {
 		endpointURL, err := attestation.EndpointURL(url, secretPath)
 		if err != nil {
 			return postgres.Change{}, fmt.Errorf("destination of delivery %s: %w", id.Delivery.Format(d.ID), err)
 		}
+		ended = d
 		return endCanceled(d, delivery.ReasonRequested, endpointURL)
 	})
+	if err == nil {
+		tellEnded(t, ended)
+	}
+	return at, err
 }
 
 // endCanceled makes the leaf that says why no (more) requests are sent, and ends d. Starts that are still counted were lost.

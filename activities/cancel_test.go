@@ -23,7 +23,7 @@ func (b *testBundle) askForEnd(t testing.TB, delivery uuid.UUID) {
 // cancel carries the command out, as a worker does, and returns the delivery's state after it.
 func (b *testBundle) cancel(t testing.TB, delivery uuid.UUID) string {
 	t.Helper()
-	at, err := activities.Cancel(t.Context(), b.engine, delivery)
+	at, err := activities.Cancel(t.Context(), b.engine, nil, delivery)
 	require.NoError(t, err)
 	return at.State
 }
@@ -51,7 +51,7 @@ func TestCancelEndsWhatWaitsInTheQueue(t *testing.T) {
 	require.Equal(t, "canceled", b.cancel(t, delivery), "twice")
 	b.requireCanceled(t, delivery, 0, 0)
 
-	_, err := activities.Cancel(t.Context(), b.engine, id.New())
+	_, err := activities.Cancel(t.Context(), b.engine, nil, id.New())
 	require.NoError(t, err, "one that isn't there")
 	require.NoError(t, b.sealing().SealNow(t.Context(), b.log.ID))
 	checkLog(t, b)

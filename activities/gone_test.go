@@ -47,11 +47,11 @@ func TestADeliveryWhoseEventIsGoneIsCanceledLater(t *testing.T) {
 	b := setup(t)
 	delivery := b.accept(t, 1, b.destination)[0]
 	restore := b.loseEvent(t, delivery)
-	_, err := activities.Cancel(t.Context(), b.engine, delivery)
+	_, err := activities.Cancel(t.Context(), b.engine, nil, delivery)
 	require.ErrorIs(t, err, postgres.ErrEventGone)
 	require.Equal(t, "pending", b.standing(t, delivery).State)
 	restore()
-	at, err := activities.Cancel(t.Context(), b.engine, delivery)
+	at, err := activities.Cancel(t.Context(), b.engine, nil, delivery)
 	require.NoError(t, err)
 	require.Equal(t, "canceled", at.State)
 	b.explained(t, delivery)

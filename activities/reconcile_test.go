@@ -69,7 +69,7 @@ func (b *testBundle) everyKind(t testing.TB) []uuid.UUID {
 	record(d[1], 2, timedOut)
 	record(d[1], 3, failed("rejected")) // and the dead leaf
 	record(d[2], 1, retried(time.Second))
-	_, err := activities.Cancel(t.Context(), b.engine, d[2])
+	_, err := activities.Cancel(t.Context(), b.engine, nil, d[2])
 	require.NoError(t, err)
 	b.claim(t, 1, b.destination)
 	b.exec(t, "update deliveries set lost_starts = 3 where id = $1", d[3])

@@ -12,6 +12,7 @@ import (
 	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/tracing"
 )
 
 // Recording asks for the outcome of one attempt to be recorded.
@@ -60,6 +61,8 @@ type RecorderConfig struct {
 	Busy func() bool
 	// Metrics count the deliveries that ended. nil: nothing is counted.
 	Metrics *Metrics
+	// Tracing is told of the deliveries that ended. nil: nobody is.
+	Tracing *tracing.Tracer
 	// Observe is told of each commit: rows, time and outcome.
 	Observe func(rows int, took time.Duration, err error)
 }
@@ -67,8 +70,9 @@ type RecorderConfig struct {
 // recorded is the answer to a Recording.
 type recorded struct {
 	progress Progress
-	applied  bool  // this very recording led there
-	err      error // of this recording alone
+	applied  bool               // this very recording led there
+	delivery *postgres.Delivery // if it did
+	err      error              // of this recording alone
 }
 
 // NewRecorder returns a recorder; Close it.
@@ -85,6 +89,7 @@ func NewRecorder(config RecorderConfig) *Recorder {
 			}
 			for i, result := range results {
 				config.Metrics.recorded(rows[i].Delivery, result)
+				tellEnded(config.Tracing, result.delivery)
 			}
 			return results, err
 		},
@@ -159,7 +164,7 @@ func commitRecordings(ctx context.Context, db *pgxpool.Pool, seen *circuits, row
 				}
 				changes = append(changes, change)
 				turns = turns || change.PassesTurn()
-				results[i] = recorded{applied: true, progress: Progress{State: d.State, Delay: change.Delay, Moved: change.Park}}
+				results[i] = recorded{applied: true, delivery: d, progress: Progress{State: d.State, Delay: change.Delay, Moved: change.Park}}
 			}
 		}
 		return changes, nil

@@ -117,7 +117,7 @@ func (m *model) command(t *testing.T, b *testBundle, carriedOut bool) {
 		m.lost = append(m.lost, int64(m.starts))
 		m.state, m.starts = "canceled", 0
 	}
-	at, err := activities.Cancel(t.Context(), b.engine, m.id)
+	at, err := activities.Cancel(t.Context(), b.engine, nil, m.id)
 	require.NoError(t, err)
 	require.Equal(t, postgres.Standing{State: m.state, Epoch: m.epoch, Attempt: m.attempt}, at)
 }

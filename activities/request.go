@@ -19,6 +19,7 @@ import (
 	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/tracing"
 	"github.com/kapsel-io/kapsel/verify"
 	"github.com/kapsel-io/kapsel/webhook"
 )
@@ -66,12 +67,17 @@ type sending struct {
 	Attempt  int
 	Payload  *postgres.Payload
 	Probe    uuid.UUID // of a half-open circuit; uuid.Nil: it is none
+	Carrier  carrier
 }
 
 // request sends one attempt, in whichever lane, and says what follows from its answer. ctx is interruptible. An error means
 // that no request was made.
 func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcome, Response, error) {
-	headers, err := outgoingHeaders(to, s)
+	var place tracing.Place
+	if a.Tracing.On() {
+		place = attemptPlace(s.Payload.EventID, s.Delivery, s.Attempt)
+	}
+	headers, err := outgoingHeaders(to, s, a.Tracing.Traceparent(place))
 	if err != nil {
 		return Outcome{}, Response{}, err
 	}
@@ -112,7 +118,8 @@ func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcom
 		outcome.Probe = s.Probe.String()
 	}
 	a.Metrics.sent(&outcome)
-	tellSent(ctx, to, s, &outcome)
+	a.tellSent(ctx, place, to, s, &outcome)
+	a.tellAttempt(place, to, s, &outcome)
 	var response Response
 	if result.Status != 0 {
 		outcome.ResponseHash = commit(verify.LabelResponse, secret, result.Body)
@@ -124,12 +131,12 @@ func (a *Activities) request(ctx context.Context, to *target, s sending) (Outcom
 }
 
 // tellSent writes the one line of an attempt, in whichever lane. A debug line, because receivers that fail would fill any other.
-func tellSent(ctx context.Context, to *target, s sending, o *Outcome) {
+func (a *Activities) tellSent(ctx context.Context, place tracing.Place, to *target, s sending, o *Outcome) {
 	if activity.IsActivity(ctx) {
-		activity.GetLogger(ctx).Debug("attempt sent", "event_id", id.Event.Format(s.Payload.EventID),
+		activity.GetLogger(ctx).Debug("attempt sent", append(a.Tracing.Pairs(place), "event_id", id.Event.Format(s.Payload.EventID),
 			"delivery_id", id.Delivery.Format(s.Delivery), "destination_id", id.Destination.Format(to.ID),
 			"attempt_id", id.Attempt.Format(id.AttemptOf(s.Delivery, s.Attempt)), "attempt", s.Attempt, "outcome", o.Outcome,
-			"error_class", o.Error, "status", o.ResponseStatus, "took", o.Duration)
+			"error_class", o.Error, "status", o.ResponseStatus, "took", o.Duration)...)
 	}
 }
 
@@ -146,7 +153,7 @@ func (a *Activities) interruptible(ctx context.Context) (context.Context, contex
 	return ctx, cancel
 }
 
-func outgoingHeaders(to *target, s sending) (http.Header, error) {
+func outgoingHeaders(to *target, s sending, traceparent string) (http.Header, error) {
 	original, err := webhook.DecodeHeaders(s.Payload.Headers)
 	if err != nil {
 		return nil, fmt.Errorf("read headers of event: %w", err)
@@ -165,6 +172,8 @@ func outgoingHeaders(to *target, s sending) (http.Header, error) {
 		Body:       s.Payload.Body,
 		Secrets:    to.SigningKeys,
 		Keys:       to.keys,
+
+		Traceparent: traceparent,
 	}), nil
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/tracing"
 	"github.com/kapsel-io/kapsel/verify"
 )
 
@@ -57,6 +58,8 @@ type SealingConfig struct {
 	FindSigner func(log, origin string, key ed25519.PublicKey) (*attestation.Signer, error)
 	// Metrics is where sealing registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
+	// Tracing is told of each leaf that gets an index. nil: nobody is.
+	Tracing *tracing.Tracer
 	Log     *zap.Logger
 }
 
@@ -121,6 +124,7 @@ type sealer struct {
 	growth    *logMetrics
 	last      int64     // ID after which the queue is read
 	scanned   time.Time // when the queue was last read from its beginning
+	traced    []tracedLeaf
 
 	// What signs belongs to the publisher's call that is under way.
 	key    [32]byte // SHA-256 of the public key
@@ -230,6 +234,7 @@ func (s *sealer) sequence(ctx context.Context, whole bool, then func(last bool) 
 			return err
 		}
 		s.growth.sequenced(start, done.Taken-done.Rejected)
+		s.tellSealed(start, done.TreeSize, done.Taken-done.Rejected)
 		s.last = max(s.last, done.LastID-rewind)
 		if done.Rejected > 0 {
 			s.sealing.metrics.aside.Add(float64(done.Rejected))
@@ -255,11 +260,12 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 		return postgres.Growth{}, err
 	}
 	growth := postgres.Growth{TreeSize: batch.TreeSize, RootHash: batch.RootHash}
+	s.traced = nil // of a transaction that wasn't committed
 	var leafHashes [][]byte
 	chosen := map[uuid.UUID][]byte{}
-	reasons := rejectLeaves(batch.Leaves, s.origin)
+	read := readLeaves(batch.Leaves, s.origin)
 	for i, leaf := range batch.Leaves {
-		reason := reasons[i]
+		parsed, reason := read[i].leaf, read[i].reason
 		if reason == "" {
 			hash, again := chosen[leaf.AttemptID]
 			switch {
@@ -276,6 +282,9 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 		chosen[leaf.AttemptID] = leaf.Hash
 		growth.Accepted = append(growth.Accepted, leaf)
 		leafHashes = append(leafHashes, leaf.Hash)
+		if traced, ok := s.traceLeaf(parsed, batch.TreeSize+uint64(len(leafHashes))-1); ok {
+			s.traced = append(s.traced, traced)
+		}
 	}
 	if len(leafHashes) == 0 {
 		return growth, nil
@@ -291,45 +300,56 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	return growth, nil
 }
 
-// rejectLeaves says of each leaf why it must not get an index, as rejectLeaf does, on all cores: that is most of what sealing
-// computes.
-func rejectLeaves(leaves []postgres.QueuedLeaf, origin string) []string {
-	reasons := make([]string, len(leaves))
+// aLeafRead is a leaf of the queue, and what there is against it.
+type aLeafRead struct {
+	leaf   *verify.Leaf
+	reason string
+}
+
+// readLeaves reads leaves as readLeaf does, on all cores: that is most of what sealing computes.
+func readLeaves(leaves []postgres.QueuedLeaf, origin string) []aLeafRead {
+	read := make([]aLeafRead, len(leaves))
 	part := max(len(leaves)/runtime.GOMAXPROCS(0)+1, leavesPerCore)
 	var parts sync.WaitGroup
 	for from := 0; from < len(leaves); from += part {
 		parts.Go(func() {
 			for i := from; i < min(from+part, len(leaves)); i++ {
-				reasons[i] = rejectLeaf(leaves[i], origin)
+				read[i].leaf, read[i].reason = readLeaf(leaves[i], origin)
 			}
 		})
 	}
 	parts.Wait()
-	return reasons
+	return read
 }
 
-// rejectLeaf says why a leaf must not get an index in the log named origin; empty if it may. Its bytes must hash to what was
-// recorded, and be a leaf of this attempt and this log.
+// rejectLeaf is what readLeaf says against a leaf.
 func rejectLeaf(queued postgres.QueuedLeaf, origin string) string {
+	_, reason := readLeaf(queued, origin)
+	return reason
+}
+
+// readLeaf reads a leaf, and says why a leaf must not get an index in the log named origin; empty if it may. Its bytes must hash to what was
+// recorded, and be a leaf of this attempt and this log.
+func readLeaf(queued postgres.QueuedLeaf, origin string) (leaf *verify.Leaf, reason string) {
 	if !bytes.Equal(verify.LeafHash(queued.Bytes), queued.Hash) {
-		return "hash doesn't fit the bytes"
+		return nil, "hash doesn't fit the bytes"
 	}
 	leaf, err := verify.ParseLeaf(queued.Bytes)
 	switch {
 	case len(queued.Secrets) != 0 && len(queued.Secrets) != 2*attestation.SecretSize: // none: the payload is erased
-		return "secrets have the wrong length"
+		return leaf, "secrets have the wrong length"
 	case err != nil:
-		return err.Error()
+		return leaf, err.Error()
 	case !concerns(leaf, queued.AttemptID):
-		return "leaf is of another attempt"
+		return leaf, "leaf is of another attempt"
 	case leaf.TenantID != id.Tenant.Format(queued.TenantID):
-		return "leaf is of another tenant"
+		return leaf, "leaf is of another tenant"
 	case leaf.Origin != origin:
-		return "leaf is of another log"
+		return leaf, "leaf is of another log"
 	case queued.Recorded != nil && !bytes.Equal(queued.Recorded, queued.Hash):
-		return "hash isn't the one that the attempt recorded"
+		return leaf, "hash isn't the one that the attempt recorded"
 	}
-	return ""
+	return leaf, ""
 }
 
 // concerns reports whether a leaf is of the attempt, or attests the acceptance of the event, with this ID.

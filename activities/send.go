@@ -40,6 +40,7 @@ func NotSent(err error) bool {
 // attempt) lets nothing be sent for a delivery that has moved on, and a request that is repeated after a crash has the
 // same attempt number and webhook-id, and is counted in lost_starts.
 func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult, error) {
+	began := time.Now()
 	deliveryID, err := id.Delivery.Parse(in.DeliveryID)
 	if err != nil {
 		return SendResult{}, temporal.NewNonRetryableApplicationError("delivery ID", "Input", err)
@@ -94,29 +95,33 @@ func (a *Activities) SendAttempt(ctx context.Context, in SendInput) (SendResult,
 	stop := heartbeat(ctx)
 	sendCtx, cancel := a.interruptible(ctx)
 	defer cancel()
-	outcome, response, err := a.request(sendCtx, to, sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload, Probe: probe})
+	s := sending{Delivery: deliveryID, Attempt: in.Attempt, Payload: &out.Payload, Probe: probe, Carrier: a.singleCarrier(out.EventID)}
+	outcome, response, err := a.request(sendCtx, to, s)
 	permit.Return()
 	stop()
 	if err != nil {
 		return SendResult{}, temporal.NewApplicationErrorWithCause("prepare request", notSent, err)
 	}
 	// The request was sent: from here on its outcome must not be lost, even if the worker is being stopped.
+	defer a.tellSingle(ctx, s, began)
 	recordCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordFor)
 	defer cancel()
 	recording := Recording{Delivery: deliveryID, Epoch: in.Epoch, Attempt: in.Attempt, Outcome: outcome, Response: response, Commitment: &out.Commitment}
-	progress, err := a.recordInTime(recordCtx, recording)
+	progress, err := a.recordInTime(recordCtx, s, recording)
 	if err != nil {
-		activity.GetLogger(ctx).Warn("attempt not recorded yet", "delivery_id", in.DeliveryID, "error", err)
+		activity.GetLogger(ctx).Warn("attempt not recorded yet", append(a.Tracing.Pairs(attemptPlace(s.Payload.EventID, deliveryID, in.Attempt)),
+			"delivery_id", in.DeliveryID, "error", err)...)
 		return SendResult{Unrecorded: &outcome}, nil
 	}
 	return SendResult{Progress: &progress}, nil
 }
 
 // recordInTime tries to record until ctx ends: what the receiver answered is known here and nowhere else.
-func (a *Activities) recordInTime(ctx context.Context, recording Recording) (Progress, error) {
+func (a *Activities) recordInTime(ctx context.Context, s sending, recording Recording) (progress Progress, err error) {
+	began := time.Now()
+	defer func() { a.tellRecord(s, began, err) }()
 	for {
-		progress, err := a.Recorder.Record(ctx, recording)
-		if err == nil {
+		if progress, err = a.Recorder.Record(ctx, recording); err == nil {
 			return progress, nil
 		}
 		select {

@@ -69,7 +69,7 @@ func (b *batch) endUnsent(ctx context.Context, row postgres.BatchRow, to *batchT
 	defer cancel()
 	recording.Unused, recording.Commitment = true, &row.Payload.Commitment
 	recording.Outcome.EndpointURL = to.endpointURL
-	if _, err := b.recordInTime(ctx, recording); err != nil {
+	if _, err := b.recordInTime(ctx, sending{Delivery: row.DeliveryID, Attempt: row.Attempt, Payload: row.Payload}, recording); err != nil {
 		b.putOff(row, unusableDelay)
 	}
 }

@@ -127,7 +127,9 @@ func (s *Server) accept(c *gin.Context, e *endpoint, body []byte) (postgres.Acce
 		bodyHash := sha256.Sum256(body)
 		row.Duplicate = &postgres.DuplicateKey{Hash: key.Hash[:], BodyHash: bodyHash[:], Window: e.duplicates.Window()}
 	}
+	committed := traceOf(c).commit(row)
 	accepted, err := s.group.Do(ctx, row)
+	committed(accepted, err)
 	if err != nil {
 		return postgres.Accepted{}, err
 	}

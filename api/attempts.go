@@ -15,6 +15,7 @@ import (
 	"github.com/kapsel-io/kapsel/api/openapi"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/tracing"
 	"github.com/kapsel-io/kapsel/webhook"
 )
 
@@ -78,6 +79,7 @@ func (s *Server) sentRequest(ctx context.Context, q *db.Queries, row db.GetAttem
 	headers := webhook.OutgoingHeaders(original, nil, webhook.Outgoing{
 		EventID: id.Event.Format(row.EventID), DeliveryID: id.Delivery.Format(row.DeliveryID), Attempt: int(row.Number),
 		AcceptedAt: event.AcceptedAt, SentAt: row.AttemptedAt,
+		Traceparent: s.config.Tracing.Traceparent(tracing.Root(row.EventID).At(row.ID)),
 	})
 	headers.Set(webhook.HeaderWebhookSignature, "") // every destination has a secret
 	names := slices.Sorted(maps.Keys(headers))

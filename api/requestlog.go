@@ -60,6 +60,7 @@ func (s *Server) logRequest(c *gin.Context) {
 			fields = append(fields, zap.String(name, value))
 		}
 	}
+	fields = append(fields, s.traceFields(c)...)
 	if last := c.Errors.Last(); last != nil {
 		fields = append(fields, zap.Error(last.Err))
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/kapsel-io/kapsel/api/openapi"
 	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/tracing"
 )
 
 // Config says what a Server works with. Only the pools are needed.
@@ -61,6 +62,8 @@ type Config struct {
 	DrainTimeout time.Duration
 	// Metrics is where the server registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
+	// Tracing is told of each webhook that arrives. Default: nobody is.
+	Tracing *tracing.Tracer
 	// HeadsOnly keeps the tiles of the logs to ourselves: heads and consistency proofs are everybody's, inclusion proofs the
 	// tenant's. Default: tiles are everybody's too.
 	HeadsOnly bool
@@ -171,7 +174,7 @@ func (s *Server) routes() http.Handler {
 	engine.ContextWithFallback = true // handlers get the gin.Context as their context: it must end with the request
 	engine.HandleMethodNotAllowed = true
 	engine.RedirectTrailingSlash = false // a redirected POST would lose its body
-	engine.Use(newHTTPMetrics(s.config.Metrics).observe, nameRequest, s.logRequest, s.recoverPanic, secure, s.moveOn)
+	engine.Use(newHTTPMetrics(s.config.Metrics).observe, nameRequest, s.logRequest, s.trace, s.recoverPanic, secure, s.moveOn)
 	engine.NoRoute(func(c *gin.Context) {
 		s.fail(c, &problem{kind: kindNotFound, detail: "There is nothing at this path."})
 	})

@@ -84,6 +84,7 @@ func (t *teller) tell(ctx context.Context) error {
 
 // step tells some of what waits, and counts what became of it: only after the commit is an event one.
 func (t *teller) step(ctx context.Context) (postgres.Told, error) {
+	began := time.Now()
 	var made []*postgres.Acceptance
 	told, err := postgres.TellOccurrences(ctx, t.config.Engine, t.after, composeFor, func(o *postgres.Occurrence) (*postgres.Acceptance, error) {
 		row, err := t.operationalEvent(ctx, o)
@@ -100,6 +101,7 @@ func (t *teller) step(ctx context.Context) (postgres.Told, error) {
 			continue
 		}
 		t.metrics.toldEvent(row)
+		t.traceTold(row, began)
 	}
 	for _, dropped := range told.Dropped {
 		t.metrics.told(dropped, toldDropped)

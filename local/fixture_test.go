@@ -37,7 +37,13 @@ func openDir(t *testing.T) string {
 // startTestStack runs a whole stack in this process until the test ends.
 func startTestStack(t *testing.T) *testStack {
 	t.Helper()
-	s, err := startStack(t.Context(), stackConfig{Dir: openDir(t), LogLevel: "info"}, io.Discard)
+	return startTracedStack(t, "")
+}
+
+// startTracedStack runs one that tells its traces to a collector.
+func startTracedStack(t *testing.T, collector string) *testStack {
+	t.Helper()
+	s, err := startStack(t.Context(), stackConfig{Dir: openDir(t), LogLevel: "info", TraceTo: collector}, io.Discard)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.stop(nil)) })
 	return &testStack{stack: s, site: newSite(t, s.apiURL, s.dbURL, s.state)}

@@ -64,6 +64,7 @@ func addStackFlags(flags *pflag.FlagSet, config *stackConfig) {
 	flags.IntVar(&config.TemporalPort, "temporal-port", 7233, "port of Temporal; 0 picks a free one")
 	flags.IntVar(&config.UIPort, "ui-port", 8233, "port of Temporal's Web UI; 0 picks a free one")
 	flags.IntVar(&config.MetricsPort, "metrics-port", 0, "port of the worker's metrics; 0 picks a free one")
+	flags.StringVar(&config.TraceTo, "trace-to", os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"), "URL of an OpenTelemetry collector that gets traces, such as http://127.0.0.1:4318")
 	flags.StringVar(&config.LogLevel, "log-level", "warn", "what kapsel.log gets: debug, info, warn or error")
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/kapsel-io/kapsel/api/client"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/local/temporal"
+	"github.com/kapsel-io/kapsel/tracing/tracingtest"
 	"github.com/kapsel-io/kapsel/webhook"
 )
 
@@ -92,10 +93,11 @@ func startGarbage(t *testing.T, answer string) string {
 	return listener.Addr().String()
 }
 
-// Whatever is secret (payloads, headers, what receivers answer, credentials in URLs, keys) is in no log, no metric and no
+// Whatever is secret (payloads, headers, what receivers answer, credentials in URLs, keys) is in no log, no metric, no trace and no
 // workflow history: not in either lane, not when sending, recording or reading a request fails, and not at level debug.
 func TestSecretsAreNowhere(t *testing.T) {
-	s, err := startStack(t.Context(), stackConfig{Dir: openDir(t), LogLevel: "debug"}, &strings.Builder{})
+	collector := tracingtest.New(t)
+	s, err := startStack(t.Context(), stackConfig{Dir: openDir(t), LogLevel: "debug", TraceTo: collector.URL}, &strings.Builder{})
 	require.NoError(t, err)
 	stack := &testStack{stack: s, site: newSite(t, s.apiURL, s.dbURL, s.state)}
 	stopped := false
@@ -143,6 +145,16 @@ func TestSecretsAreNowhere(t *testing.T) {
 	stop() // what is said last is said too
 	logs := readLogs(t, s.dir)
 	require.Empty(t, secrets.find(logs), "in a log")
+	require.Empty(t, secrets.find(collector.Raw()), "in a trace")
+	traced := map[string]int{}
+	for _, span := range collector.Spans() {
+		traced[span.GetName()]++
+	}
+	require.Equal(t, len(attempts), traced["attempt"], "a span tells of every request")
+	require.Equal(t, events, traced["commit"])
+	for _, name := range []string{"POST /ingest/:endpoint_id", "deliver", "SendAttempt", "SendBatch", "record", "leaf", "seal"} {
+		require.NotZero(t, traced[name], name)
+	}
 	for _, attempt := range attempts {
 		require.Contains(t, string(logs), `"attempt_id":"`+attempt+`"`, "the log tells of every request")
 	}
@@ -221,6 +233,7 @@ func (s *testStack) sendSecrets(t *testing.T, lane client.Lane, secrets planted)
 		require.Equal(t, http.StatusOK, s.request(t, http.MethodPost, "/ingest/"+answer.JSON201.ID+"?key="+plant("ingest-query"), body, map[string]string{
 			"X-Hub-Signature-256": webhook.SignGitHub([]byte(source), []byte(body)), "Authorization": "Basic " + plant("authorization"),
 			"Cookie": "session=" + plant("cookie"), "X-Custom": plant("header"),
+			"Traceparent": "00-" + plant("traceparent"), "Tracestate": "a=" + plant("tracestate"), "Baggage": "a=" + plant("baggage"),
 		}))
 	}
 	require.Equal(t, http.StatusUnauthorized, s.request(t, http.MethodPost, "/ingest/"+answer.JSON201.ID, plant("refused-payload"), map[string]string{

@@ -23,6 +23,7 @@ import (
 	"github.com/kapsel-io/kapsel/migrations"
 	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/postgres/pgserver"
+	"github.com/kapsel-io/kapsel/tracing"
 	"github.com/kapsel-io/kapsel/worker"
 	"github.com/kapsel-io/kapsel/workflows"
 )
@@ -39,6 +40,8 @@ type stackConfig struct {
 	UIPort       int
 	MetricsPort  int
 	LogLevel     string
+	// TraceTo is the URL of a collector. Empty: nothing is traced.
+	TraceTo string
 	// noWorker: nothing is delivered and nothing sealed.
 	noWorker bool
 	// countTemporal, if set, sees every request of the worker to Temporal.
@@ -57,6 +60,7 @@ type stack struct {
 	stops    []stopper
 	failed   chan error // what ended without being asked to
 	log      *zap.Logger
+	tracing  *tracing.Tracer      // of api and worker
 	registry *prometheus.Registry // of api and worker
 }
 
@@ -101,6 +105,7 @@ func (s *stack) start(ctx context.Context, config stackConfig, out progress) err
 		{"Postgres", s.startPostgres},
 		{"schema", s.migrate},
 		{"Temporal", s.startTemporal},
+		{"traces", s.startTracing},
 		{"api", s.startAPI},
 		{"worker", s.startWorker},
 	} {
@@ -188,6 +193,21 @@ func (s *stack) startTemporal(ctx context.Context, config stackConfig) error {
 	return nil
 }
 
+func (s *stack) startTracing(ctx context.Context, config stackConfig) (err error) {
+	if config.TraceTo == "" {
+		return nil
+	}
+	s.tracing, err = tracing.New(ctx, tracing.Config{Endpoint: config.TraceTo, Ratio: 1, Service: "kapsel-local", Log: s.log.Named("tracing")})
+	if err != nil {
+		return err
+	}
+	s.onStop("traces", func(context.Context) error {
+		s.tracing.Close()
+		return nil
+	})
+	return nil
+}
+
 func (s *stack) startAPI(_ context.Context, config stackConfig) error {
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(config.APIPort)))
 	if err != nil {
@@ -201,7 +221,7 @@ func (s *stack) startAPI(_ context.Context, config stackConfig) error {
 	s.apiURL = "http://" + listener.Addr().String()
 	server, err := api.New(api.Config{
 		Engine: engine, API: management, Log: s.log.Named("api"), Notify: notifier.Notify, Allow: loopback, PublicURL: s.apiURL,
-		Metrics: s.registry,
+		Metrics: s.registry, Tracing: s.tracing,
 	})
 	if err != nil {
 		return err
@@ -246,7 +266,7 @@ func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 		defer engine.Close()
 		return worker.Run(ctx, worker.Config{
 			Engine: engine, DirectURL: s.dbURL, Allow: loopback, Log: s.log.Named("worker"),
-			Metrics: s.registry, Health: health, Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
+			Metrics: s.registry, Tracing: s.tracing, Health: health, Temporal: options, KeyDir: keyDir(s.dir), HighWaterDir: highWaterDir(s.dir),
 		})
 	})
 	return nil

@@ -64,6 +64,9 @@ type Outgoing struct {
 	Keys    []ed25519.PrivateKey
 	// ProofToken is with what the receiver can download the delivery's proofs; "": it gets none.
 	ProofToken string
+	// Traceparent is the context of this attempt's trace. It replaces the sender's, whose tracestate is of no use without it, but
+	// none that is configured. "": the sender's is passed on like any other header.
+	Traceparent string
 }
 
 // The headers that Kapsel sets. Whatever arrived under these names, or any that starts with Kapsel-, is left out, so
@@ -79,6 +82,8 @@ const (
 	HeaderWebhookTimestamp  = "Webhook-Timestamp"
 	HeaderWebhookSignature  = "Webhook-Signature"
 	ownPrefix               = "Kapsel-"
+
+	headerTraceparent, headerTracestate = "Traceparent", "Tracestate" // W3C Trace Context
 )
 
 // MaxHops is the largest number of deliveries that a webhook may have gone through and still be accepted: an endpoint that
@@ -126,6 +131,10 @@ func OutgoingHeaders(original, configured http.Header, out Outgoing) http.Header
 		if !reserved(name) && !credentials[name] && !hop[name] {
 			h[name] = append(h[name], values...)
 		}
+	}
+	if out.Traceparent != "" {
+		h.Set(headerTraceparent, out.Traceparent)
+		h.Del(headerTracestate)
 	}
 	for name := range configured {
 		h.Del(name)

@@ -176,3 +176,21 @@ func TestIsCredential(t *testing.T) {
 		require.Equal(t, want, webhook.IsCredential(name), name)
 	}
 }
+
+// The context of our own trace replaces the sender's, but none that is configured; without one the sender's is passed on.
+func TestOutgoingTraceparent(t *testing.T) {
+	t.Parallel()
+	const ours = "00-01a2295da4377673980e23bbd4967619-a1b68ddf365f6989-01"
+	original := http.Header{"Traceparent": {"the sender's", "twice"}, "Tracestate": {"the sender's"}, "Connection": {"traceparent"}}
+	got := webhook.OutgoingHeaders(original, nil, webhook.Outgoing{Traceparent: ours})
+	require.Equal(t, []string{ours}, got["Traceparent"])
+	require.NotContains(t, got, "Tracestate")
+	configured := http.Header{"traceparent": {"configured"}, "TraceState": {"configured"}}
+	got = webhook.OutgoingHeaders(original, configured, webhook.Outgoing{Traceparent: ours})
+	require.Equal(t, []string{"configured"}, got["Traceparent"])
+	require.Equal(t, []string{"configured"}, got["Tracestate"])
+	delete(original, "Connection")
+	got = webhook.OutgoingHeaders(original, nil, webhook.Outgoing{})
+	require.Equal(t, original["Traceparent"], got["Traceparent"])
+	require.Equal(t, original["Tracestate"], got["Tracestate"])
+}

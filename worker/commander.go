@@ -17,6 +17,7 @@ import (
 	"github.com/kapsel-io/kapsel/delivery"
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
+	"github.com/kapsel-io/kapsel/tracing"
 	"github.com/kapsel-io/kapsel/workflows"
 )
 
@@ -41,6 +42,7 @@ type Commander struct {
 	db       *pgxpool.Pool
 	temporal client.Client
 	log      *zap.Logger
+	tracing  *tracing.Tracer
 	onDue    func() // something in the queue became due
 	onLeaf   func() // a leaf was queued
 
@@ -126,7 +128,7 @@ func (c *Commander) try(ctx context.Context, command postgres.Command) error {
 // cancel ends a delivery, or leaves that to whoever makes an attempt of it now. It isn't over before the delivery is: a
 // carrier that dies, or puts the delivery back into the queue, leaves it to be found there the next time.
 func (c *Commander) cancel(ctx context.Context, deliveryID uuid.UUID) (over bool, err error) {
-	at, err := activities.Cancel(ctx, c.db, deliveryID)
+	at, err := activities.Cancel(ctx, c.db, c.tracing, deliveryID)
 	if err != nil || !at.Over() {
 		return false, err
 	}

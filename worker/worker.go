@@ -25,6 +25,7 @@ import (
 	"github.com/kapsel-io/kapsel/id"
 	"github.com/kapsel-io/kapsel/postgres"
 	"github.com/kapsel-io/kapsel/postgres/db"
+	"github.com/kapsel-io/kapsel/tracing"
 	"github.com/kapsel-io/kapsel/webhook"
 	"github.com/kapsel-io/kapsel/workflows"
 )
@@ -50,6 +51,8 @@ type Config struct {
 	ReconcileEvery time.Duration
 	// Metrics is where the worker registers its metrics. Default: nowhere.
 	Metrics prometheus.Registerer
+	// Tracing is told of attempts, deliveries and leaves. Default: nobody is.
+	Tracing *tracing.Tracer
 	// Health is told how the worker is. Default: nobody is.
 	Health *Health
 	// Log gets one line an event.
@@ -160,19 +163,19 @@ func (w *Worker) build() {
 	}
 	w.client = webhook.NewClient(webhook.ClientConfig{Allow: c.Allow})
 	w.sealing = activities.NewSealing(activities.SealingConfig{
-		DB: c.Engine, KeyDir: c.KeyDir, HighWaterDir: c.HighWaterDir, Metrics: c.Metrics, Log: c.Log,
+		DB: c.Engine, KeyDir: c.KeyDir, HighWaterDir: c.HighWaterDir, Metrics: c.Metrics, Tracing: c.Tracing, Log: c.Log,
 	})
 	w.recorder = activities.NewRecorder(activities.RecorderConfig{
 		DB: c.Engine, OnRecord: w.dispatcher.Recorded, OnLeaves: w.sealing.Poke, OnTurn: w.dispatcher.Wake,
-		Busy: w.dispatcher.busy, Metrics: attempts, Observe: postgres.NewCommitMetrics(c.Metrics, "record").Observe,
+		Busy: w.dispatcher.busy, Metrics: attempts, Tracing: c.Tracing, Observe: postgres.NewCommitMetrics(c.Metrics, "record").Observe,
 	})
 	w.commander = &Commander{
-		db: c.Engine, temporal: w.temporal, log: c.Log, onDue: w.dispatcher.Wake, onLeaf: w.sealing.Poke,
+		db: c.Engine, temporal: w.temporal, log: c.Log, tracing: c.Tracing, onDue: w.dispatcher.Wake, onLeaf: w.sealing.Poke,
 	}
 	w.loader = activities.NewLoader(c.Engine, w.dispatcher.busy)
 	acts := &activities.Activities{
 		DB: c.Engine, Client: w.client, Loader: w.loader, Recorder: w.recorder, Alive: w.lease.Alive, Interrupt: w.interrupt, Latencies: latencies,
-		Permits: w.permits, Metrics: attempts,
+		Permits: w.permits, Metrics: attempts, Tracing: c.Tracing,
 	}
 	w.delivery = &sdkWorker{name: "delivery", log: c.Log, make: func(onFatal func(error)) worker.Worker {
 		return w.newDelivery(acts, onFatal)

@@ -57,11 +57,16 @@ flight DRAIN_TIMEOUT, commits what was taken in, and exits with 0. A second sign
 			if err := serveMetrics(serving, config.MetricsAddr, registry, nil, log); err != nil {
 				return err
 			}
+			tracer, err := config.tracer(cmd.Context(), "kapsel-api", log)
+			if err != nil {
+				return err
+			}
+			defer tracer.Close()
 			notifier := postgres.NewNotifier(engine)
 			go notifier.Run(cmd.Context())
 			server, err := api.New(api.Config{
 				Engine: engine, API: management, Log: log, Notify: notifier.Notify,
-				Allow: config.AllowNetworks, PublicURL: config.PublicURL, Metrics: registry,
+				Allow: config.AllowNetworks, PublicURL: config.PublicURL, Metrics: registry, Tracing: tracer,
 				HeadsOnly: config.LogPublic == "heads", StopDelay: config.StopDelay, DrainTimeout: config.DrainTimeout,
 				MaxRequests: config.IngestMaxRequests, TenantRate: config.IngestTenantRate,
 				Current: func(ctx context.Context) (bool, error) { return schemaCurrent(ctx, engine) },

@@ -68,6 +68,22 @@ type Config struct {
 
 	TargetDatabaseURL string `env:"TARGET_DATABASE_URL" for:"rebuild" help:"A fresh database, which gets the log: its schema was made by kapsel migrate, and no log in it has leaves. Needed."`
 
+	TraceEndpoint string `env:"OTEL_EXPORTER_OTLP_ENDPOINT" for:"api worker" help:"The URL of an OpenTelemetry collector, such as http://collector:4318, that gets traces by OTLP. What else OpenTelemetry's variables say of the way there (…_CERTIFICATE, …_TIMEOUT, …_COMPRESSION) holds too. Default: none; nothing is traced."`
+
+	TraceTracesEndpoint string `env:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" for:"api worker" help:"The same for traces only, and taken as it is, where /v1/traces is added to OTEL_EXPORTER_OTLP_ENDPOINT. Default: none."`
+
+	TraceProtocol string `env:"OTEL_EXPORTER_OTLP_PROTOCOL" for:"api worker" help:"http/protobuf or grpc. Default: http/protobuf."`
+
+	TraceHeaders string `env:"OTEL_EXPORTER_OTLP_HEADERS" for:"api worker" help:"Headers for the collector, such as its credentials: name=value,name=value, with values in URL encoding. Default: none."`
+
+	TraceSampler string `env:"OTEL_TRACES_SAMPLER" for:"api worker" help:"Which traces are exported: always_on, always_off, or traceidratio. The same for all processes. parentbased_ before it changes nothing: whether a webhook is traced is never its sender's choice. Default: always_on."`
+
+	TraceSamplerArg string `env:"OTEL_TRACES_SAMPLER_ARG" for:"api worker" help:"The part that traceidratio exports, 0 to 1. The same for all processes. Default: 1."`
+
+	TraceService string `env:"OTEL_SERVICE_NAME" for:"api worker" help:"What the process is called in traces. Default: kapsel-api or kapsel-worker."`
+
+	TraceDisabled string `env:"OTEL_SDK_DISABLED" for:"api worker" help:"true: nothing is traced. Default: false."`
+
 	LogLevel zapcore.Level `env:"LOG_LEVEL" envDefault:"info" for:"api worker" help:"debug, info, warn or error."`
 }
 
@@ -146,7 +162,7 @@ func (c *Config) validate() error {
 	case (c.LogKeyDir == "") != (c.LogHighWaterDir == ""):
 		return errors.New("LOG_KEY_DIR and LOG_HIGH_WATER_DIR go together; set both or neither")
 	}
-	return nil
+	return c.validateTracing()
 }
 
 // nameVariable puts the variable's name into the library's error, which names the field, and leaves out the value.

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/client"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
 
@@ -51,6 +52,13 @@ func TestConfigNamesTheVariableThatIsWrong(t *testing.T) {
 		"LOG_KEY_DIR":               {database, "LOG_KEY_DIR=/keys"},
 		"LOG_PUBLIC":                {database, "LOG_PUBLIC=leaves"},
 		"DATABASE_DIRECT_URL":       {database, "DATABASE_DIRECT_URL=mysql://s3cret@db"},
+
+		"OTEL_EXPORTER_OTLP_ENDPOINT":        {database, "OTEL_EXPORTER_OTLP_ENDPOINT=http://a:s3cret@collector:4318"},
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": {database, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=collector:4318/s3cret"},
+		"OTEL_EXPORTER_OTLP_PROTOCOL":        {database, "OTEL_EXPORTER_OTLP_PROTOCOL=http/json"},
+		"OTEL_EXPORTER_OTLP_HEADERS":         {database, "OTEL_EXPORTER_OTLP_HEADERS=s3cret"},
+		"OTEL_TRACES_SAMPLER":                {database, "OTEL_TRACES_SAMPLER=jaeger_remote"},
+		"OTEL_TRACES_SAMPLER_ARG":            {database, "OTEL_TRACES_SAMPLER=traceidratio", "OTEL_TRACES_SAMPLER_ARG=NaN"},
 	} {
 		_, err := readConfig(environ)
 		require.ErrorContains(t, err, name)
@@ -162,4 +170,37 @@ func certificate(t *testing.T) (cert, key string) {
 		return path
 	}
 	return write("cert.pem", "CERTIFICATE", der), write("key.pem", "PRIVATE KEY", pkcs8)
+}
+
+// Nothing is traced unless there is a collector, and whatever a sampler of OpenTelemetry's is called is known.
+func TestTracesAreSampledAsConfigured(t *testing.T) {
+	t.Parallel()
+	const collector = "OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318"
+	for _, c := range []struct {
+		environ []string
+		traces  bool
+		ratio   float64
+	}{
+		{nil, false, 1},
+		{[]string{"OTEL_EXPORTER_OTLP_ENDPOINT=", "OTEL_TRACES_SAMPLER=", "OTEL_TRACES_SAMPLER_ARG="}, false, 1},
+		{[]string{collector}, true, 1},
+		{[]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=https://collector/in"}, true, 1},
+		{[]string{collector, "OTEL_SDK_DISABLED=True"}, false, 1},
+		{[]string{collector, "OTEL_TRACES_SAMPLER=always_off"}, false, 0},
+		{[]string{collector, "OTEL_TRACES_SAMPLER=parentbased_always_off"}, false, 0},
+		{[]string{collector, "OTEL_TRACES_SAMPLER=parentbased_always_on"}, true, 1},
+		{[]string{collector, "OTEL_TRACES_SAMPLER=traceidratio"}, true, 1},
+		{[]string{collector, "OTEL_TRACES_SAMPLER=parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG=0.05"}, true, 0.05},
+	} {
+		config, err := readConfig(append(c.environ, "DATABASE_URL=postgres://k:s@db/kapsel"))
+		require.NoError(t, err, c.environ)
+		require.Equal(t, c.traces, config.traces(), c.environ)
+		ratio, err := config.traceRatio()
+		require.NoError(t, err)
+		require.InDelta(t, c.ratio, ratio, 0, c.environ)
+		tracer, err := config.tracer(t.Context(), "test", zap.NewNop())
+		require.NoError(t, err)
+		require.Equal(t, c.traces, tracer.On(), c.environ)
+		tracer.Close()
+	}
 }

@@ -54,6 +54,11 @@ At METRICS_ADDR it also answers /health/live, /health/ready and /health/startup.
 			if err := serveMetrics(serving, config.MetricsAddr, registry, health, log); err != nil {
 				return err
 			}
+			tracer, err := config.tracer(cmd.Context(), "kapsel-worker", log)
+			if err != nil {
+				return err
+			}
+			defer tracer.Close()
 			if err := awaitSchema(cmd.Context(), engine, log); err != nil {
 				return unlessStopped(cmd.Context(), err)
 			}
@@ -68,6 +73,7 @@ At METRICS_ADDR it also answers /health/live, /health/ready and /health/startup.
 				HighWaterDir:   config.LogHighWaterDir,
 				ReconcileEvery: config.ReconcileEvery,
 				Metrics:        registry,
+				Tracing:        tracer,
 				Health:         health,
 				Log:            log,
 			}))
