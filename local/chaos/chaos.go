@@ -42,11 +42,6 @@ type Config struct {
 // sayEvery is how often a line says how it goes.
 const sayEvery = 10 * time.Second
 
-// needs says whether a kind of fault may come.
-func (c Config) needs(kind string) bool {
-	return len(c.Kinds) == 0 || slices.Contains(c.Kinds, kind)
-}
-
 // run is one run.
 type run struct {
 	config  Config
@@ -67,7 +62,9 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	without := map[string]string{}
 	if why := smallDiskRefused(config.Dir); why != "" {
 		without["disk-full"] = why
-		r.config.Kinds = slices.DeleteFunc(slices.Clone(kindNames()), func(name string) bool { return name == "disk-full" || !config.needs(name) })
+	}
+	if why := failoverRefused(); why != "" {
+		without["failover"] = why
 	}
 	kinds, err := choose(config.Kinds, without)
 	if err != nil {
@@ -77,11 +74,15 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 		r.report.Left = append(r.report.Left, name+": "+why)
 	}
 	r.report.Left = append(r.report.Left,
-		"clock jumps: a program can't be given another clock here without changing the machine's",
-		"failover to a standby: the harness has one Postgres")
+		"clock jumps: a program can't be given another clock here without changing the machine's")
 	faults := plan(config.Seed, config.Duration-config.Pause, config.Pause, kinds)
 	r.report.Planned = len(faults)
 	return r.report, r.run(ctx, faults)
+}
+
+// has says whether a kind of fault is among them.
+func has(faults []Fault, kind string) bool {
+	return slices.ContainsFunc(faults, func(f Fault) bool { return f.Kind == kind })
 }
 
 func (r *run) broken(promise, format string, args ...any) {
@@ -94,7 +95,8 @@ func (r *run) broken(promise, format string, args ...any) {
 
 // run is the whole story: start, break, settle, read back.
 func (r *run) run(ctx context.Context, faults []Fault) (err error) {
-	r.machine = &machine{config: r.config, network: newNetwork(), processes: map[string]*process{}, broken: r.broken}
+	r.machine = &machine{config: r.config, network: newNetwork(), processes: map[string]*process{}, broken: r.broken,
+		failovers: has(faults, "failover"), smallWAL: has(faults, "disk-full")}
 	defer func() { err = errors.Join(err, r.machine.stop()) }()
 	if r.machine.receivers, err = startReceivers(r.ledger, r.machine.network); err != nil {
 		return err

@@ -17,11 +17,16 @@ import (
 func (m *machine) inject(ctx context.Context, f Fault) (mend func(context.Context) error, err error) {
 	switch f.Kind {
 	case "kill", "kill-all":
+		if f.Target == postgresName {
+			return m.database.ensure, m.database.now().crash(syscall.SIGKILL)
+		}
 		return m.kill(members(f.Target))
 	case "pause":
 		return m.pause(m.processes[f.Target])
 	case "postgres":
 		return m.crashPostgres(ctx, f.Target)
+	case "failover":
+		return m.failOver(ctx)
 	case "sessions":
 		return m.terminateSessions(ctx, f.For)
 	case "lock":
@@ -91,11 +96,8 @@ func (m *machine) pause(p *process) (func(context.Context) error, error) {
 }
 
 func (m *machine) crashPostgres(ctx context.Context, how string) (func(context.Context) error, error) {
-	switch how {
-	case "immediate":
-		return m.database.ensure, m.database.crash(syscall.SIGQUIT)
-	case "postmaster":
-		return m.database.ensure, m.database.crash(syscall.SIGKILL)
+	if how == "immediate" {
+		return m.database.ensure, m.database.now().crash(syscall.SIGQUIT)
 	}
 	return m.database.ensure, m.once(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		var pid int
@@ -201,10 +203,11 @@ func (m *machine) hideSigner(what string) (func(context.Context) error, error) {
 
 // fillDisk fills the disk of the WAL and has Postgres write on.
 func (m *machine) fillDisk(ctx context.Context) (func(context.Context) error, error) {
+	disk := m.database.now().disk
 	mend := func(ctx context.Context) error {
-		return errors.Join(m.database.disk.free(), m.database.ensure(ctx))
+		return errors.Join(disk.free(), m.database.ensure(ctx))
 	}
-	if err := m.database.disk.fill(); err != nil {
+	if err := disk.fill(); err != nil {
 		return mend, err
 	}
 	// Segments that are there already are written first; this uses them up.

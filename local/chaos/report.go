@@ -49,7 +49,7 @@ type FaultReport struct {
 	Kind    string  `json:"kind"`
 	Target  string  `json:"target"`
 	// Next is how long it took until a webhook sent afterwards had arrived, CaughtUp until all that had been accepted before had. A
-	// killed process is counted from the kill, everything else from the end of the fault.
+	// killed process (also the primary that is failed over from) is counted from the kill, everything else from the end of the fault.
 	Next     float64 `json:"next"`
 	CaughtUp float64 `json:"caught_up"`
 	// FailedTwice are the webhooks that neither api took meanwhile, one asked right after the other.
@@ -78,7 +78,7 @@ func (r *Report) Err() error {
 func (r *Report) addFaults(start time.Time, faults []happened, l *ledger) {
 	for _, h := range faults {
 		from := h.mended
-		if h.Kind == "kill" || h.Kind == "kill-all" {
+		if h.Kind == "kill" || h.Kind == "kill-all" || h.Kind == "failover" {
 			from = h.began
 		}
 		next, caughtUp := l.recovery(from)

@@ -40,26 +40,31 @@ var (
 
 const (
 	temporalName  = "temporal"
+	postgresName  = "postgres"
 	unsteadyLink  = "workers:receiver"
 	everyLink     = "all:postgres"
 	everyTemporal = "all:temporal"
+	// temporalDatabaseLink is no target: Temporal isn't what is tested. It is there to be led to another server.
+	temporalDatabaseLink = "temporal:database"
 )
 
 // kinds are all faults.
 var kinds = []kind{
-	{name: "kill", targets: processes, least: time.Second, most: 4 * time.Second,
+	{name: "kill", targets: append(slices.Clone(processes), postgresName), least: time.Second, most: 4 * time.Second,
 		about: "kill -9; the process starts again when the fault is over"},
 	{name: "kill-all", targets: []string{"workers", "apis", "kapsel"}, least: time.Second, most: 4 * time.Second,
 		about: "kill -9 of several processes at once"},
 	{name: "pause", targets: processes, least: 2 * time.Second, most: 15 * time.Second,
 		about: "SIGSTOP, then SIGCONT; a worker that is stopped for more than 10 s loses its lease"},
-	{name: "postgres", targets: []string{"immediate", "postmaster", "backend"}, least: time.Second, most: 6 * time.Second,
-		about: "an immediate shutdown, kill -9 of the server, or of one backend, which makes the server start over"},
+	{name: "postgres", targets: []string{"immediate", "backend"}, least: time.Second, most: 6 * time.Second,
+		about: "an immediate shutdown, or kill -9 of one backend, which makes the server start over"},
+	{name: "failover", targets: []string{postgresName}, least: time.Second, most: 4 * time.Second,
+		about: "the primary is killed; when the fault is over its synchronous standby is promoted, and all are led there"},
 	{name: "sessions", targets: []string{"kapsel"}, least: 2 * time.Second, most: 5 * time.Second,
 		about: "pg_terminate_backend of all connections, again and again"},
 	{name: "lock", targets: []string{"delivery_queue", "deliveries", "log_heads"}, least: 3 * time.Second, most: 30 * time.Second,
 		about: "a lock on a table, so that statements wait; after 25 s they are cancelled by their timeout"},
-	{name: "away", targets: []string{temporalName, "postgres"}, least: 15 * time.Second, most: 40 * time.Second,
+	{name: "away", targets: []string{temporalName, postgresName}, least: 15 * time.Second, most: 40 * time.Second,
 		about: "gone for longer"},
 	{name: "cut", targets: slices.Concat(links, []string{everyLink, everyTemporal, unsteadyLink}), least: 2 * time.Second, most: 12 * time.Second,
 		about: "connections are closed and new ones refused"},
