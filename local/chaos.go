@@ -52,6 +52,7 @@ It needs the binaries of a Postgres server (15 or newer) and the Go toolchain, a
 	flags.DurationVar(&f.Duration, "duration", 3*time.Minute, "how long to send webhooks and break things")
 	flags.Uint64Var(&f.Seed, "seed", 1, "decides which faults are made and when")
 	flags.DurationVar(&f.Pause, "pause", 5*time.Second, "about how long nothing is broken between two faults")
+	flags.Float64Var(&f.Together, "together", 0.2, "the share of the faults during which a second one is made, that breaks something else")
 	flags.IntVar(&f.Rate, "rate", 20, "webhooks a second")
 	flags.DurationVar(&f.Settle, "settle", 8*time.Minute, "how long what is under way may take to end after that")
 	flags.StringSliceVar(&f.Kinds, "faults", nil, "the kinds of fault to make, separated by commas; default all")
@@ -64,6 +65,8 @@ func (f *chaosFlags) validate() error {
 	switch {
 	case f.Duration < 10*time.Second || f.Pause < time.Second || f.Settle < time.Second:
 		return errors.New("--duration must be 10s or more, --pause and --settle 1s or more")
+	case f.Together < 0 || f.Together > 1:
+		return fmt.Errorf("--together is %g; allowed are 0 to 1", f.Together)
 	case f.Rate < 1 || f.Rate > 1000:
 		return fmt.Errorf("--rate is %d; allowed are 1 to 1000", f.Rate)
 	}

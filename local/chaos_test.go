@@ -47,6 +47,7 @@ func TestNothingIsLostInChaos(t *testing.T) {
 func TestChaosRefusesWhatItCantDo(t *testing.T) {
 	for _, c := range []struct{ args, says string }{
 		{"--faults earthquake", "allowed are kill"},
+		{"--together 2", "--together is 2"},
 		{"--rate 0", "--rate is 0"},
 		{"--duration 1s", "--duration"},
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,7 +34,7 @@ func (m *machine) inject(ctx context.Context, f Fault) (mend func(context.Contex
 		return m.lock(ctx, f.Target)
 	case "away":
 		if f.Target == temporalName { // it is away until it serves again
-			return withoutContext(m.processes[temporalName].run), m.processes[temporalName].kill()
+			return m.temporalServes, m.processes[temporalName].kill()
 		}
 		return m.crashPostgres(ctx, "immediate")
 	case "cut":
@@ -88,6 +89,26 @@ func (m *machine) kill(names []string) (func(context.Context) error, error) {
 		}
 		return errors.Join(errs...)
 	}, errors.Join(errs...)
+}
+
+// temporalServes starts Temporal and waits until it answers, however often it has to be started.
+func (m *machine) temporalServes(ctx context.Context) error {
+	if _, err := m.processes[temporalName].start(); err != nil {
+		return err
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := net.Dial("tcp", m.network.proxies["worker-1:temporal"].Upstream)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for Temporal: %w", err)
+		}
+	}
 }
 
 func (m *machine) pause(p *process) (func(context.Context) error, error) {

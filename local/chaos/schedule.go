@@ -14,6 +14,8 @@ type Fault struct {
 	For    time.Duration // until it is mended again
 	Kind   string
 	Target string
+	// Beside: it begins while the one before it lasts, and breaks something else.
+	Beside bool
 }
 
 func (f Fault) String() string { return f.Kind + " " + f.Target }
@@ -127,28 +129,65 @@ func kindNames() []string {
 	return names
 }
 
-// plan lays out faults one after the other, about pause apart, so that each recovery can be told from the next fault. Kinds
-// come in rounds, each in another order, and so do the targets of a kind: a short run has as many kinds as it has room for. The
-// same seed, length, pause and kinds give the same plan.
-func plan(seed uint64, length, pause time.Duration, kinds []kind) []Fault {
+// plan lays out faults one after the other, about pause apart, so that each recovery can be told from the next fault; of a share of
+// them (together) two at once, where they break different things. Kinds come in rounds, each in another order, and so do the targets of
+// a kind: a short run has as many kinds as it has room for. The same seed, length, pause, share and kinds give the same plan.
+func plan(seed uint64, length, pause time.Duration, together float64, kinds []kind) []Fault {
 	random := rand.New(rand.NewPCG(seed, 0))
 	rounds := newBag(random, len(kinds))
 	targets := make([]*bag, len(kinds))
 	for i, k := range kinds {
 		targets[i] = newBag(random, len(k.targets))
 	}
+	draw := func(at time.Duration) Fault {
+		i := rounds.next()
+		k := kinds[i]
+		return Fault{At: at, Kind: k.name, Target: k.targets[targets[i].next()], For: between(random, k.least, k.most)}
+	}
 	var faults []Fault
 	at := pause
 	for {
-		i := rounds.next()
-		k := kinds[i]
-		f := Fault{At: at, Kind: k.name, Target: k.targets[targets[i].next()], For: between(random, k.least, k.most)}
-		if f.At+f.For > length {
+		f := draw(at)
+		end := f.At + f.For
+		if end > length {
 			return faults
 		}
 		faults = append(faults, f)
-		at += f.For + between(random, pause/2, pause+pause/2)
+		if random.Float64() < together {
+			next := draw(f.At + between(random, 0, f.For/2))
+			if next.Beside = f.apart(next); !next.Beside { // then it comes after it
+				next.At = end + between(random, pause/2, pause+pause/2)
+			}
+			if next.At+next.For > length {
+				return faults
+			}
+			faults, end = append(faults, next), max(end, next.At+next.For)
+		}
+		at = end + between(random, pause/2, pause+pause/2)
 	}
+}
+
+// apart says whether two faults break different things, so that each can be made and mended whatever the other does.
+func (f Fault) apart(other Fault) bool {
+	touched := f.touches()
+	return f.Kind != other.Kind && !slices.ContainsFunc(other.touches(), func(part string) bool { return slices.Contains(touched, part) })
+}
+
+// touches lists the parts that a fault breaks.
+func (f Fault) touches() []string {
+	switch f.Kind {
+	case "signer":
+		return workers
+	case "postgres", "sessions", "lock", "disk-full":
+		return []string{postgresName}
+	case "receiver":
+		return []string{unsteadyLink}
+	case "cut", "silence", "latency":
+		if end, all := strings.CutPrefix(f.Target, "all"); all {
+			return slices.DeleteFunc(slices.Clone(links), func(link string) bool { return !strings.HasSuffix(link, end) })
+		}
+	}
+	return members(f.Target)
 }
 
 func between(random *rand.Rand, least, most time.Duration) time.Duration {
