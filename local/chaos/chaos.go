@@ -98,7 +98,7 @@ func (r *run) broken(promise, format string, args ...any) {
 // run is the whole story: start, break, settle, read back.
 func (r *run) run(ctx context.Context, faults []Fault) (err error) {
 	r.machine = &machine{config: r.config, network: newNetwork(), processes: map[string]*process{}, broken: r.broken,
-		failovers: has(faults, "failover"), smallWAL: has(faults, "disk-full")}
+		failovers: has(faults, "failover"), smallWAL: has(faults, "disk-full"), deploys: has(faults, "deploy")}
 	defer func() { err = errors.Join(err, r.machine.stop()) }()
 	if r.machine.receivers, err = startReceivers(r.ledger, r.machine.network); err != nil {
 		return err
@@ -285,6 +285,9 @@ func (r *run) readBack(ctx context.Context) error {
 	}
 	if err := r.machine.do(ctx, nil, "log", "fsck", "--json", "--vkey", r.machine.made.VKey); err != nil {
 		r.broken(promiseFsck, "%v", err)
+	}
+	if r.report.ChangedWorkflows, err = r.machine.checkWorkflows(ctx); err != nil {
+		return fmt.Errorf("look for workflows that are stuck: %w", err)
 	}
 	r.fill(&j)
 	return nil

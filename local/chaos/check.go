@@ -31,6 +31,7 @@ const (
 	promiseStays      = "No process ends by itself"
 	promiseStops      = "SIGTERM ends every process in order"
 	promiseRefusal    = "What can't be accepted now is refused with 503 or 429, and with Retry-After"
+	promiseReplay     = "No workflow is stuck, and none is replayed to other decisions"
 	promiseHarness    = "The harness works"
 	promiseDeadLetter = "No leaf is set aside"
 )

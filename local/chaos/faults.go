@@ -49,6 +49,8 @@ func (m *machine) inject(ctx context.Context, f Fault) (mend func(context.Contex
 		return withoutContext(m.receivers.misbehave(f.Target)), nil
 	case "rollout":
 		return nothing, m.rollOut(members(f.Target))
+	case "deploy":
+		return m.deploy()
 	case "signer":
 		return m.hideSigner(f.Target)
 	case "disk-full":

@@ -31,8 +31,8 @@ type machine struct {
 	environ   []string
 	urls      []string // of the apis
 	made      made
-	// What the faults that are to come need: a standby, a small disk for the WAL.
-	failovers, smallWAL bool
+	// What the faults that are to come need: a standby, a small disk for the WAL, two more releases.
+	failovers, smallWAL, deploys bool
 	// broken is told of what must not happen, while it happens.
 	broken func(promise, format string, args ...any)
 }
@@ -77,7 +77,17 @@ func (m *machine) say(format string, args ...any) {
 
 func (m *machine) build(ctx context.Context) error {
 	m.binary = filepath.Join(m.config.Dir, "kapsel")
-	output, err := exec.CommandContext(ctx, "go", "build", "-o", m.binary, "github.com/kapsel-io/kapsel/cmd/kapsel").CombinedOutput()
+	if m.deploys {
+		if err := m.buildReleases(ctx); err != nil {
+			return err
+		}
+	}
+	return build(ctx, m.binary)
+}
+
+func build(ctx context.Context, binary string, flags ...string) error {
+	args := slices.Concat([]string{"build", "-o", binary}, flags, []string{"github.com/kapsel-io/kapsel/cmd/kapsel"})
+	output, err := exec.CommandContext(ctx, "go", args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, output)
 	}

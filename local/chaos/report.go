@@ -30,8 +30,10 @@ type Report struct {
 	Deliveries    map[string]int `json:"deliveries"` // by state
 	Attempts      int            `json:"attempts"`
 	Leaves        int            `json:"leaves"`
-	Heads         int            `json:"heads"` // sizes that were shown and compared
-	HeadChecks    int            `json:"head_checks"`
+	// ChangedWorkflows took the branch that only the changed release begins.
+	ChangedWorkflows int `json:"changed_workflows"`
+	Heads            int `json:"heads"` // sizes that were shown and compared
+	HeadChecks       int `json:"head_checks"`
 	// LongestWithoutHead is how long the log showed no new head while webhooks were sent.
 	LongestWithoutHead float64 `json:"longest_without_head"`
 	// Duplicates are requests that receivers saw again under the same attempt, LostStarts what the leaves count of them and
@@ -167,9 +169,10 @@ webhooks     %d accepted, %d given up by their source, %d not sent; %d were told
 stored       %d events, deliveries %v, %d attempts, %d leaves
 log          %d heads shown, %d compared by the monitor; %.1f s without a new one at most
 duplicates   %d requests came again; the leaves count %d lost starts
+workflows    %d took the branch of the changed release
 lost         %d
 `, r.Accepted, r.Refused, r.Skipped, r.AnsweredAgain, r.Events, r.Deliveries, r.Attempts, r.Leaves, r.Heads, r.HeadChecks, r.LongestWithoutHead,
-		r.Duplicates, r.LostStarts, r.Lost)
+		r.Duplicates, r.LostStarts, r.ChangedWorkflows, r.Lost)
 	r.printViolations(out)
 }
 

@@ -78,6 +78,8 @@ var kinds = []kind{
 		about: "one receiver hangs, resets, trickles, answers garbage, after the timeout, cut off, or 500"},
 	{name: "rollout", targets: []string{"workers", "apis", "kapsel"}, least: time.Second, most: time.Second,
 		about: "SIGTERM, wait for status 0, start: one process after the other"},
+	{name: "deploy", targets: []string{"workers"}, least: 8 * time.Second, most: 12 * time.Second,
+		about: "the workers are replaced one by one by a release whose workflows decide otherwise, and then back"},
 	{name: "signer", targets: []string{"key", "high-water"}, least: 5 * time.Second, most: 15 * time.Second,
 		about: "the workers restart and find no signing key, or no high-water record"},
 	{name: "disk-full", targets: []string{"wal"}, least: 4 * time.Second, most: 8 * time.Second,
