@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"slices"
@@ -65,6 +66,9 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	if why := smallDiskRefused(config.Dir); why != "" {
 		without["disk-full"] = why
 	}
+	if why := clockRefused(); why != "" {
+		without["clock"] = why
+	}
 	if why := failoverRefused(); why != "" {
 		without["failover"] = why
 	}
@@ -72,11 +76,9 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, why := range without {
-		r.report.Left = append(r.report.Left, name+": "+why)
+	for _, name := range slices.Sorted(maps.Keys(without)) {
+		r.report.Left = append(r.report.Left, name+": "+without[name])
 	}
-	r.report.Left = append(r.report.Left,
-		"clock jumps: a program can't be given another clock here without changing the machine's")
 	faults := plan(config.Seed, config.Duration-config.Pause, config.Pause, config.Together, kinds)
 	r.report.Planned = len(faults)
 	return r.report, r.run(ctx, faults)
@@ -98,7 +100,7 @@ func (r *run) broken(promise, format string, args ...any) {
 // run is the whole story: start, break, settle, read back.
 func (r *run) run(ctx context.Context, faults []Fault) (err error) {
 	r.machine = &machine{config: r.config, network: newNetwork(), processes: map[string]*process{}, broken: r.broken,
-		failovers: has(faults, "failover"), smallWAL: has(faults, "disk-full"), deploys: has(faults, "deploy")}
+		failovers: has(faults, "failover"), smallWAL: has(faults, "disk-full"), deploys: has(faults, "deploy"), jumps: has(faults, "clock")}
 	defer func() { err = errors.Join(err, r.machine.stop()) }()
 	if r.machine.receivers, err = startReceivers(r.ledger, r.machine.network); err != nil {
 		return err

@@ -232,7 +232,11 @@ func (j *judgement) checkRequests() {
 // excused says whether a fault explains that something was cut off around then.
 func (j *judgement) excused(at time.Time) bool {
 	return slices.ContainsFunc(j.faults, func(h happened) bool {
-		return !h.aside() && at.After(h.began) && at.Before(h.mended.Add(explains))
+		after := explains
+		if h.Kind == "clock" { // by which leases and waits are longer, if it jumps back
+			after += jump
+		}
+		return !h.aside() && at.After(h.began) && at.Before(h.mended.Add(after))
 	})
 }
 

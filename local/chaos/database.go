@@ -19,9 +19,10 @@ import (
 
 // databaseServer is one Postgres server. It keeps its directory and its port.
 type databaseServer struct {
-	dir  string
-	port int
-	disk *smallDisk // for the WAL; nil: none
+	dir   string
+	port  int
+	disk  *smallDisk // for the WAL; nil: none
+	clock *clock     // nil: the machine's
 
 	mu      sync.Mutex
 	running *pgserver.Server
@@ -29,7 +30,7 @@ type databaseServer struct {
 
 // start starts the server, which recovers first if it was killed.
 func (s *databaseServer) start(ctx context.Context) error {
-	running, err := pgserver.Start(ctx, pgserver.Config{Dir: s.dir, Port: s.port, Settings: map[string]string{
+	running, err := pgserver.Start(ctx, pgserver.Config{Dir: s.dir, Port: s.port, Env: s.clock.environment(), Settings: map[string]string{
 		"max_connections": "300",
 		// A small disk holds all of it, and what a standby that was away for a moment has missed.
 		"max_wal_size": "128MB", "min_wal_size": "32MB", "wal_keep_size": "64MB",
@@ -40,9 +41,11 @@ func (s *databaseServer) start(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.running, s.port = running, running.Port()
-	return nil
+	s.mu.Unlock()
+	pid, err := s.pid()
+	s.clock.usedBy(pid)
+	return err
 }
 
 func (s *databaseServer) server() *pgserver.Server {
@@ -70,19 +73,26 @@ func (s *databaseServer) gone() bool {
 // crash sends a signal to the server and waits until it is gone: SIGQUIT is an immediate shutdown.
 func (s *databaseServer) crash(sig syscall.Signal) error {
 	running := s.server()
-	text, err := os.ReadFile(filepath.Join(running.DataDir(), "postmaster.pid"))
+	pid, err := s.pid()
 	if err != nil {
 		return err
-	}
-	var pid int
-	if _, err := fmt.Sscan(string(text), &pid); err != nil {
-		return fmt.Errorf("read postmaster.pid: %w", err)
 	}
 	if err := syscall.Kill(pid, sig); err != nil {
 		return err
 	}
 	<-running.Done()
 	return nil
+}
+
+func (s *databaseServer) pid() (pid int, err error) {
+	text, err := os.ReadFile(filepath.Join(s.server().DataDir(), "postmaster.pid"))
+	if err != nil {
+		return 0, err
+	}
+	if _, err := fmt.Sscan(string(text), &pid); err != nil {
+		return 0, fmt.Errorf("read postmaster.pid: %w", err)
+	}
+	return pid, nil
 }
 
 // ensure starts the server unless it runs, and waits until it has recovered.
@@ -122,6 +132,17 @@ func (s *databaseServer) execute(ctx context.Context, statements ...string) erro
 	return nil
 }
 
+// time is what the server's clock shows.
+func (s *databaseServer) time(ctx context.Context) (shown time.Time, err error) {
+	conn, err := pgx.Connect(ctx, s.url("postgres"))
+	if err != nil {
+		return shown, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	err = conn.QueryRow(ctx, "select clock_timestamp()").Scan(&shown)
+	return shown, err
+}
+
 func (s *databaseServer) stop(ctx context.Context) (err error) {
 	if running := s.server(); running != nil {
 		err = running.Stop(ctx)
@@ -143,6 +164,7 @@ func (s *databaseServer) giveSmallDisk(data string) (err error) {
 type database struct {
 	dir      string
 	smallWAL bool
+	clock    *clock // nil: the machine's
 
 	mu               sync.Mutex // of the two
 	primary, standby *databaseServer
@@ -150,8 +172,8 @@ type database struct {
 	standbys         standbys
 }
 
-func startDatabase(ctx context.Context, dir string, smallWAL bool) (*database, error) {
-	d := &database{dir: dir, smallWAL: smallWAL}
+func startDatabase(ctx context.Context, dir string, smallWAL bool, clock *clock) (*database, error) {
+	d := &database{dir: dir, smallWAL: smallWAL, clock: clock}
 	first, err := d.place()
 	if err != nil {
 		return nil, err
@@ -180,7 +202,7 @@ func (d *database) place() (*databaseServer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.servers++
-	s := &databaseServer{dir: filepath.Join(d.dir, strconv.Itoa(d.servers))}
+	s := &databaseServer{dir: filepath.Join(d.dir, strconv.Itoa(d.servers)), clock: d.clock}
 	for _, dir := range []string{d.dir, s.dir} { // Postgres's user passes through both
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, err
@@ -214,6 +236,7 @@ func (d *database) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	d.standbys.end()
+	defer d.clock.clean()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	err := d.primary.stop(ctx)

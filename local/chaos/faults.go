@@ -51,6 +51,8 @@ func (m *machine) inject(ctx context.Context, f Fault) (mend func(context.Contex
 		return nothing, m.rollOut(members(f.Target))
 	case "deploy":
 		return m.deploy()
+	case "clock":
+		return m.jumpClock(ctx, f.Target)
 	case "signer":
 		return m.hideSigner(f.Target)
 	case "disk-full":

@@ -31,8 +31,8 @@ type machine struct {
 	environ   []string
 	urls      []string // of the apis
 	made      made
-	// What the faults that are to come need: a standby, a small disk for the WAL, two more releases.
-	failovers, smallWAL, deploys bool
+	// What the faults that are to come need: a standby, a small disk for the WAL, two more releases, a clock for Postgres.
+	failovers, smallWAL, deploys, jumps bool
 	// broken is told of what must not happen, while it happens.
 	broken func(promise, format string, args ...any)
 }
@@ -95,8 +95,14 @@ func build(ctx context.Context, binary string, flags ...string) error {
 }
 
 func (m *machine) startPostgres(ctx context.Context) error {
+	var clock *clock
 	var err error
-	if m.database, err = startDatabase(ctx, filepath.Join(m.config.Dir, "postgres"), m.smallWAL); err != nil {
+	if m.jumps {
+		if clock, err = newClock(m.config.Dir); err != nil {
+			return err
+		}
+	}
+	if m.database, err = startDatabase(ctx, filepath.Join(m.config.Dir, "postgres"), m.smallWAL, clock); err != nil {
 		return err
 	}
 	conn, err := pgx.Connect(ctx, m.database.url("postgres"))

@@ -62,6 +62,8 @@ var kinds = []kind{
 		about: "an immediate shutdown, or kill -9 of one backend, which makes the server start over"},
 	{name: "failover", targets: []string{postgresName}, least: time.Second, most: 4 * time.Second,
 		about: "the primary is killed; when the fault is over its synchronous standby is promoted, and all are led there"},
+	{name: "clock", targets: []string{"forward", "back"}, least: 3 * time.Second, most: 10 * time.Second,
+		about: "the clock of Postgres jumps by 2 min, and back; needs libfaketime"},
 	{name: "sessions", targets: []string{"kapsel"}, least: 2 * time.Second, most: 5 * time.Second,
 		about: "pg_terminate_backend of all connections, again and again"},
 	{name: "lock", targets: []string{"delivery_queue", "deliveries", "log_heads"}, least: 3 * time.Second, most: 30 * time.Second,
@@ -180,7 +182,7 @@ func (f Fault) touches() []string {
 	switch f.Kind {
 	case "signer":
 		return workers
-	case "postgres", "sessions", "lock", "disk-full":
+	case "postgres", "clock", "sessions", "lock", "disk-full":
 		return []string{postgresName}
 	case "receiver":
 		return []string{unsteadyLink}
