@@ -272,6 +272,10 @@ func (r *run) readBack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for i, h := range r.faults {
+		_, caughtUp := r.ledger.recovery(h.mended)
+		r.faults[i].caughtUp = h.mended.Add(max(caughtUp, 0))
+	}
 	j := judgement{
 		ledger: r.ledger, record: stored, faults: r.faults, seen: r.heads.seen, expected: map[uuid.UUID]string{}, perEvent: map[string]int{},
 	}
