@@ -27,22 +27,25 @@ func chaosCommand() *cobra.Command {
 		Use:   "chaos",
 		Short: "Break everything on purpose under load, and check that nothing was lost",
 		Long: `Run the production shape (two apis, two workers, Postgres, Temporal, each a process), send
-webhooks all the time, and break one part after the other as the seed says. Then let it settle,
+webhooks all the time, and break one part after the other as the seed says, sometimes two at
+once (--together). Then let it settle,
 read everything back, and hold it against what was sent, what the receivers saw, and what the
 log showed. The same seed and flags make the same faults.
 
 It ends with status 0 only if every promise held; each one that didn't is printed with the IDs.
 "next delivery" is how long a fault kept a new webhook from arriving, "caught up" how long it
-took until all that had been accepted before had arrived: after a kill from the kill on, else
-from the end of the fault.
+took until all that had been accepted before had arrived: after a kill or a failover from the
+kill on, else from the end of the fault; of two at once from the end of the last.
 
 Faults:
 ` + chaos.Kinds() + `
-It needs the binaries of a Postgres server (15 or newer) and the Go toolchain, and builds kapsel.`,
+It needs the binaries of a Postgres server (15 or newer) and the Go toolchain, and builds kapsel. A
+fault that this machine can't make is left out: disk-full needs root, failover pg_basebackup, clock
+libfaketime.`,
 		Example: `  go run ./local chaos --duration 3m --seed 7
-  go run ./local chaos --faults kill --pause 20s --duration 10m
+  go run ./local chaos --faults kill --together 0 --pause 20s --duration 10m
   go run ./local chaos --duration 1h --seed "$RANDOM" --json > report.json
-  go run ./local chaos --faults postgres,disk-full --keep`,
+  go run ./local chaos --faults failover,deploy,clock --together 0.5 --keep`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runChaos(cmd.Context(), f, cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -52,6 +55,7 @@ It needs the binaries of a Postgres server (15 or newer) and the Go toolchain, a
 	flags.DurationVar(&f.Duration, "duration", 3*time.Minute, "how long to send webhooks and break things")
 	flags.Uint64Var(&f.Seed, "seed", 1, "decides which faults are made and when")
 	flags.DurationVar(&f.Pause, "pause", 5*time.Second, "about how long nothing is broken between two faults")
+	flags.Float64Var(&f.Together, "together", 0.2, "the share of the faults during which a second one is made, that breaks something else")
 	flags.IntVar(&f.Rate, "rate", 20, "webhooks a second")
 	flags.DurationVar(&f.Settle, "settle", 8*time.Minute, "how long what is under way may take to end after that")
 	flags.StringSliceVar(&f.Kinds, "faults", nil, "the kinds of fault to make, separated by commas; default all")
@@ -64,6 +68,8 @@ func (f *chaosFlags) validate() error {
 	switch {
 	case f.Duration < 10*time.Second || f.Pause < time.Second || f.Settle < time.Second:
 		return errors.New("--duration must be 10s or more, --pause and --settle 1s or more")
+	case f.Together < 0 || f.Together > 1:
+		return fmt.Errorf("--together is %g; allowed are 0 to 1", f.Together)
 	case f.Rate < 1 || f.Rate > 1000:
 		return fmt.Errorf("--rate is %d; allowed are 1 to 1000", f.Rate)
 	}

@@ -258,6 +258,34 @@ func TakeOver(ctx context.Context, pool *pgxpool.Pool, worker uuid.UUID, limit i
 	return claimed, nil
 }
 
+// ownedSQL finds what worker $1 has claimed beside $2.
+const ownedSQL = `
+select delivery_id, attempt, claim_id, due_at from delivery_queue
+where claim_id is not null and claim_owner = $1 and delivery_id <> all($2)
+limit $3`
+
+// Owned returns up to limit deliveries that are claimed for a worker beside those that it knows of: what it claimed when the answer
+// to the commit was lost.
+func Owned(ctx context.Context, pool *pgxpool.Pool, worker uuid.UUID, known []uuid.UUID, limit int) ([]Claimed, error) {
+	var owned []Claimed
+	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		taken, err := takeRows(ctx, tx, ownedSQL, worker, known, limit)
+		if err != nil || len(taken) == 0 {
+			return err
+		}
+		ids := make([]uuid.UUID, len(taken))
+		for i, t := range taken {
+			ids[i] = t.id
+		}
+		owned, err = readClaimed(ctx, tx, taken, readClaimedSQL, ids)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list own claims: %w", err)
+	}
+	return owned, nil
+}
+
 // requeueSQL is a hand-over: whoever carries the delivery under the old epoch is fenced off by the new one.
 const requeueSQL = `
 with moved as (

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -31,6 +32,8 @@ const (
 	// Postgres; and askTemporalEvery how often it asks Temporal whether the workflow still runs.
 	checkClaimsAfter = 5 * time.Second
 	askTemporalEvery = 20 * time.Second
+	// doubtFor is how long a claim whose answer was lost may still be committed: longer than any statement may take.
+	doubtFor = time.Minute
 	// fastEnough: destinations that answer within it make their first attempt in the workflow's first task.
 	fastEnough = 2 * time.Second
 )
@@ -51,6 +54,7 @@ type Dispatcher struct {
 	wake      chan struct{}
 	failing   map[string]*outage // steps, of Run only
 	starting  outage             // workflows
+	doubt     time.Time          // when a claim last failed, which may have been committed nevertheless; of Run only
 
 	mu       sync.Mutex
 	inFlight map[uuid.UUID]*flight
@@ -295,6 +299,9 @@ func (d *Dispatcher) claimShares(ctx context.Context, due []postgres.DueDestinat
 		return nil, nil
 	}
 	claimed, err := postgres.Claim(ctx, d.db, r)
+	if err != nil {
+		d.doubt = time.Now()
+	}
 	d.marks.add(claimed)
 	d.circuits.claimed(due, claimed)
 	return claimed, err
@@ -430,8 +437,12 @@ func (d *Dispatcher) adopt(ctx context.Context, claimed ...postgres.Claimed) err
 
 // takeOver adopts the claims of workers that are no longer alive, starting what they had not started.
 func (d *Dispatcher) takeOver(ctx context.Context, worker uuid.UUID) error {
+	if err := d.recall(ctx, worker); err != nil {
+		return err
+	}
 	claimed, err := postgres.TakeOver(ctx, d.db, worker, d.limit+mostBatched)
 	if err != nil {
+		d.doubt = time.Now()
 		return err
 	}
 	d.carry(ctx, claimed)
@@ -439,6 +450,34 @@ func (d *Dispatcher) takeOver(ctx context.Context, worker uuid.UUID) error {
 		d.log.Info("took over claims of dead workers", zap.Int("deliveries", len(claimed)))
 	}
 	return nil
+}
+
+// recall carries what this worker has claimed without learning of it, because the answer to the commit was lost with its connection.
+// As long as the worker lives nobody else would.
+func (d *Dispatcher) recall(ctx context.Context, worker uuid.UUID) error {
+	if d.doubt.IsZero() {
+		return nil
+	}
+	asked := time.Now()
+	owned, err := postgres.Owned(ctx, d.db, worker, d.known(), d.limit+mostBatched)
+	if err != nil {
+		return err
+	}
+	if asked.Sub(d.doubt) > doubtFor {
+		d.doubt = time.Time{}
+	}
+	d.carry(ctx, owned)
+	if len(owned) > 0 {
+		d.log.Info("carrying on claims whose answer was lost", zap.Int("deliveries", len(owned)))
+	}
+	return nil
+}
+
+// known are the deliveries in flight.
+func (d *Dispatcher) known() []uuid.UUID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.AppendSeq(make([]uuid.UUID, 0, len(d.inFlight)), maps.Keys(d.inFlight))
 }
 
 // checkClaims frees the places of deliveries that were recorded elsewhere, and looks after those whose workflow may

@@ -326,6 +326,43 @@ func TestDispatcherCarriesOnWhatItTakesOver(t *testing.T) {
 	})
 }
 
+// The connection that Postgres answers a commit on may be gone by then: what was claimed so is carried soon, though its worker lives.
+func TestDispatcherCarriesWhatItClaimedWithoutLearningOfIt(t *testing.T) {
+	dispatching(t, 50, func(t *testing.T, d *dispatchTest) {
+		destination := d.accept(t, 20, postgres.LaneBatch, 0)
+		unheard := func(quota int) { // committed, and nobody learns of it
+			_, err := postgres.Claim(t.Context(), d.db, postgres.ClaimRequest{Worker: d.worker, Claim: id.New(),
+				Destinations: []uuid.UUID{destination}, Quotas: []int{quota}, Lane: postgres.LaneWorkflow})
+			require.NoError(t, err)
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		claim := func(ctx context.Context) error {
+			_, err := d.claimShares(ctx, []postgres.DueDestination{{ID: destination, TenantID: d.tenant, Lane: postgres.LaneWorkflow}}, 5,
+				postgres.ClaimRequest{Worker: d.worker, Claim: id.New(), Lane: postgres.LaneWorkflow})
+			return err
+		}
+		require.Error(t, claim(gone))
+		require.NoError(t, d.takeOver(t.Context(), d.worker))
+		d.starts.Wait()
+		require.Empty(t, d.starter.started)
+		unheard(5) // its backend took that long
+		require.NoError(t, d.takeOver(t.Context(), d.worker))
+		require.NoError(t, d.takeOver(t.Context(), d.worker))
+		d.starts.Wait()
+		require.Len(t, d.starter.started, 5, "each once")
+		require.Len(t, d.inFlight, 5)
+
+		require.Error(t, claim(gone))
+		unheard(3)
+		pass(2 * doubtFor) // Postgres was away all the time
+		require.NoError(t, d.takeOver(t.Context(), d.worker))
+		d.starts.Wait()
+		require.Len(t, d.starter.started, 8)
+		require.Zero(t, d.doubt, "that was all")
+	})
+}
+
 // The places of what is in flight twice, because it was taken over while it was, are counted once.
 func TestDispatcherCountsEachDeliveryInFlightOnce(t *testing.T) {
 	t.Parallel()

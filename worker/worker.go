@@ -199,6 +199,7 @@ func (w *Worker) newDelivery(acts *activities.Activities, onFatal func(error)) w
 		MaxConcurrentWorkflowTaskPollers:        4,
 		MaxConcurrentActivityTaskPollers:        4,
 		WorkerStopTimeout:                       stopTimeout,
+		PreferredVersionProvider:                workflows.PreferredVersion,
 	})
 	delivery.RegisterWorkflowWithOptions(workflows.DeliverWebhook, workflow.RegisterOptions{Name: workflows.DeliverWebhookName})
 	delivery.RegisterWorkflowWithOptions(workflows.DeliverBatch, workflow.RegisterOptions{Name: workflows.DeliverBatchName})
@@ -207,7 +208,9 @@ func (w *Worker) newDelivery(acts *activities.Activities, onFatal func(error)) w
 }
 
 func (w *Worker) newAttestation(onFatal func(error)) worker.Worker {
-	attest := worker.New(w.temporal, workflows.AttestationTaskQueue, worker.Options{OnFatalError: onFatal, WorkerStopTimeout: stopTimeout})
+	attest := worker.New(w.temporal, workflows.AttestationTaskQueue, worker.Options{
+		OnFatalError: onFatal, WorkerStopTimeout: stopTimeout, PreferredVersionProvider: workflows.PreferredVersion,
+	})
 	attest.RegisterWorkflowWithOptions(workflows.AttestLog, workflow.RegisterOptions{Name: workflows.AttestLogName})
 	attest.RegisterActivityWithOptions(w.sealing.SealLog, activity.RegisterOptions{Name: "SealLog"})
 	attest.RegisterWorkflowWithOptions(workflows.Reconcile, workflow.RegisterOptions{Name: workflows.ReconcileName})

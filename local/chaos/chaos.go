@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"slices"
@@ -26,6 +27,8 @@ type Config struct {
 	Seed uint64
 	// Pause is about how long nothing is broken between two faults.
 	Pause time.Duration
+	// Together is the share of the faults during which a second one is made, 0 to 1.
+	Together float64
 	// Rate is how many webhooks are sent a second.
 	Rate int
 	// Settle is how long what is under way may take to end after that. The slowest to notice that something was lost is the sweeper,
@@ -41,11 +44,6 @@ type Config struct {
 
 // sayEvery is how often a line says how it goes.
 const sayEvery = 10 * time.Second
-
-// needs says whether a kind of fault may come.
-func (c Config) needs(kind string) bool {
-	return len(c.Kinds) == 0 || slices.Contains(c.Kinds, kind)
-}
 
 // run is one run.
 type run struct {
@@ -67,21 +65,28 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	without := map[string]string{}
 	if why := smallDiskRefused(config.Dir); why != "" {
 		without["disk-full"] = why
-		r.config.Kinds = slices.DeleteFunc(slices.Clone(kindNames()), func(name string) bool { return name == "disk-full" || !config.needs(name) })
+	}
+	if why := clockRefused(); why != "" {
+		without["clock"] = why
+	}
+	if why := failoverRefused(); why != "" {
+		without["failover"] = why
 	}
 	kinds, err := choose(config.Kinds, without)
 	if err != nil {
 		return nil, err
 	}
-	for name, why := range without {
-		r.report.Left = append(r.report.Left, name+": "+why)
+	for _, name := range slices.Sorted(maps.Keys(without)) {
+		r.report.Left = append(r.report.Left, name+": "+without[name])
 	}
-	r.report.Left = append(r.report.Left,
-		"clock jumps: a program can't be given another clock here without changing the machine's",
-		"failover to a standby: the harness has one Postgres")
-	faults := plan(config.Seed, config.Duration-config.Pause, config.Pause, kinds)
+	faults := plan(config.Seed, config.Duration-config.Pause, config.Pause, config.Together, kinds)
 	r.report.Planned = len(faults)
 	return r.report, r.run(ctx, faults)
+}
+
+// has says whether a kind of fault is among them.
+func has(faults []Fault, kind string) bool {
+	return slices.ContainsFunc(faults, func(f Fault) bool { return f.Kind == kind })
 }
 
 func (r *run) broken(promise, format string, args ...any) {
@@ -94,7 +99,8 @@ func (r *run) broken(promise, format string, args ...any) {
 
 // run is the whole story: start, break, settle, read back.
 func (r *run) run(ctx context.Context, faults []Fault) (err error) {
-	r.machine = &machine{config: r.config, network: newNetwork(), processes: map[string]*process{}, broken: r.broken}
+	r.machine = &machine{config: r.config, network: newNetwork(), processes: map[string]*process{}, broken: r.broken,
+		failovers: has(faults, "failover"), smallWAL: has(faults, "disk-full"), deploys: has(faults, "deploy"), jumps: has(faults, "clock")}
 	defer func() { err = errors.Join(err, r.machine.stop()) }()
 	if r.machine.receivers, err = startReceivers(r.ledger, r.machine.network); err != nil {
 		return err
@@ -144,19 +150,25 @@ func (r *run) breakThings(ctx context.Context, faults []Fault) error {
 	defer stopLoad()
 	defer inBackground(loading, r.tell)()
 	var room time.Duration // when what was mended last has had its pause
-	for _, f := range faults {
-		at := max(f.At, room)
-		if at+f.For > r.config.Duration-r.config.Pause {
+	for len(faults) > 0 {
+		n := 1
+		for n < len(faults) && faults[n].Beside {
+			n++
+		}
+		together := slices.Clone(faults[:n])
+		faults = faults[n:]
+		late := max(room-together[0].At, 0)
+		end := time.Duration(0)
+		for i := range together {
+			together[i].At += late
+			end = max(end, together[i].At+together[i].For)
+		}
+		if end > r.config.Duration-r.config.Pause {
 			break
 		}
-		select {
-		case <-time.After(at - time.Since(r.start)):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if err := r.make(ctx, f); err != nil {
+		if err := r.makeTogether(ctx, together); err != nil {
 			abandon() // what is broken stays so, and nobody would be answered
-			return fmt.Errorf("%s: %w", f, err)
+			return err
 		}
 		room = time.Since(r.start) + r.config.Pause/2
 	}
@@ -164,10 +176,40 @@ func (r *run) breakThings(ctx context.Context, faults []Fault) error {
 	return ctx.Err()
 }
 
+// makeTogether makes faults that overlap, each at its time, and returns when all are mended.
+func (r *run) makeTogether(ctx context.Context, faults []Fault) error {
+	made, errs := make([]happened, len(faults)), make([]error, len(faults))
+	var making sync.WaitGroup
+	for i, f := range faults {
+		making.Go(func() {
+			select {
+			case <-time.After(f.At - time.Since(r.start)):
+				made[i], errs[i] = r.make(ctx, f)
+			case <-ctx.Done():
+				errs[i] = ctx.Err()
+			}
+			if errs[i] != nil {
+				errs[i] = fmt.Errorf("%s: %w", f, errs[i])
+			}
+		})
+	}
+	making.Wait()
+	for _, h := range made {
+		if !h.began.IsZero() {
+			r.faults = append(r.faults, h)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // make makes one fault and mends it, also if the run is stopped meanwhile.
-func (r *run) make(ctx context.Context, f Fault) error {
-	h := happened{Fault: f, began: time.Now()}
-	_, _ = fmt.Fprintf(r.config.Progress, "%6.1f s  %s, %.1f s\n", time.Since(r.start).Seconds(), f, f.For.Seconds())
+func (r *run) make(ctx context.Context, f Fault) (h happened, err error) {
+	h = happened{Fault: f, began: time.Now()}
+	with := ""
+	if f.Beside {
+		with = " beside it"
+	}
+	r.machine.say("%6.1f s  %s, %.1f s%s", time.Since(r.start).Seconds(), f, f.For.Seconds(), with)
 	mend, err := r.machine.inject(ctx, f)
 	if err == nil {
 		select {
@@ -181,8 +223,7 @@ func (r *run) make(ctx context.Context, f Fault) error {
 		err = errors.Join(err, mend(mending))
 	}
 	h.mended = time.Now()
-	r.faults = append(r.faults, h)
-	return err
+	return h, err
 }
 
 // tell says how it goes until ctx ends.
@@ -231,6 +272,10 @@ func (r *run) readBack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for i, h := range r.faults {
+		_, caughtUp := r.ledger.recovery(h.mended)
+		r.faults[i].caughtUp = h.mended.Add(max(caughtUp, 0))
+	}
 	j := judgement{
 		ledger: r.ledger, record: stored, faults: r.faults, seen: r.heads.seen, expected: map[uuid.UUID]string{}, perEvent: map[string]int{},
 	}
@@ -246,6 +291,9 @@ func (r *run) readBack(ctx context.Context) error {
 	}
 	if err := r.machine.do(ctx, nil, "log", "fsck", "--json", "--vkey", r.machine.made.VKey); err != nil {
 		r.broken(promiseFsck, "%v", err)
+	}
+	if r.report.ChangedWorkflows, err = r.machine.checkWorkflows(ctx); err != nil {
+		return fmt.Errorf("look for workflows that are stuck: %w", err)
 	}
 	r.fill(&j)
 	return nil

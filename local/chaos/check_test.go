@@ -146,6 +146,16 @@ func TestEveryBrokenPromiseIsFound(t *testing.T) {
 	}
 }
 
+// A fault excuses what is sent twice as long as there is something to catch up with, and a minute more.
+func TestABacklogIsExcusedWithItsFault(t *testing.T) {
+	t.Parallel()
+	b := setup()
+	require.False(t, b.excused(b.at(100)))
+	b.faults[0].caughtUp = b.at(90)
+	require.True(t, b.excused(b.at(149)))
+	require.False(t, b.excused(b.at(151)))
+}
+
 // The lost starts of an attempt that was never recorded are in the leaf of the decision.
 func TestDecisionsCountWhatWasLost(t *testing.T) {
 	t.Parallel()

@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,103 +17,98 @@ import (
 	"github.com/kapsel-io/kapsel/postgres/pgserver"
 )
 
-// database is the Postgres server. It keeps its port.
-type database struct {
-	dir  string
-	port int
-	disk *smallDisk // for the WAL; nil: none
+// databaseServer is one Postgres server. It keeps its directory and its port.
+type databaseServer struct {
+	dir   string
+	port  int
+	disk  *smallDisk // for the WAL; nil: none
+	clock *clock     // nil: the machine's
 
-	mu     sync.Mutex
-	server *pgserver.Server
-}
-
-func startDatabase(ctx context.Context, dir string, smallWAL bool) (*database, error) {
-	d := &database{dir: dir}
-	if err := d.start(ctx); err != nil {
-		return nil, err
-	}
-	d.port = d.server.Port()
-	if !smallWAL {
-		return d, nil
-	}
-	if err := d.server.Stop(ctx); err != nil {
-		return nil, err
-	}
-	disk, err := moveToSmallDisk(filepath.Join(d.server.DataDir(), "pg_wal"), filepath.Join(dir, "wal"))
-	if err != nil {
-		return nil, err
-	}
-	d.disk = disk
-	if err := d.start(ctx); err != nil {
-		return nil, errors.Join(err, disk.remove())
-	}
-	return d, nil
+	mu      sync.Mutex
+	running *pgserver.Server
 }
 
 // start starts the server, which recovers first if it was killed.
-func (d *database) start(ctx context.Context) error {
-	server, err := pgserver.Start(ctx, pgserver.Config{Dir: d.dir, Port: d.port, Settings: map[string]string{
+func (s *databaseServer) start(ctx context.Context) error {
+	running, err := pgserver.Start(ctx, pgserver.Config{Dir: s.dir, Port: s.port, Env: s.clock.environment(), Settings: map[string]string{
 		"max_connections": "300",
-		// A small disk holds all of it.
-		"max_wal_size": "128MB", "min_wal_size": "32MB",
+		// A small disk holds all of it, and what a standby that was away for a moment has missed.
+		"max_wal_size": "128MB", "min_wal_size": "32MB", "wal_keep_size": "64MB",
+		// How soon a standby looks for a primary that was away; commits wait for it.
+		"wal_retrieve_retry_interval": "200ms",
 	}})
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.server = server
-	return nil
+	s.mu.Lock()
+	s.running, s.port = running, running.Port()
+	s.mu.Unlock()
+	pid, err := s.pid()
+	s.clock.usedBy(pid)
+	return err
 }
 
-func (d *database) url(name string) string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.server.URL(name)
+func (s *databaseServer) server() *pgserver.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.running
 }
 
-// crash sends a signal to the server and waits until it is gone: SIGQUIT is an immediate shutdown.
-func (d *database) crash(sig syscall.Signal) error {
-	text, err := os.ReadFile(filepath.Join(d.server.DataDir(), "postmaster.pid"))
-	if err != nil {
-		return err
-	}
-	first, _, _ := strings.Cut(string(text), "\n")
-	pid, err := strconv.Atoi(first)
-	if err != nil {
-		return fmt.Errorf("read postmaster.pid: %w", err)
-	}
-	if err := syscall.Kill(pid, sig); err != nil {
-		return err
-	}
-	<-d.server.Done()
-	return nil
+func (s *databaseServer) url(name string) string { return s.server().URL(name) }
+
+func (s *databaseServer) address() string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.server().Port()))
 }
 
 // gone says whether the server has ended.
-func (d *database) gone() bool {
+func (s *databaseServer) gone() bool {
 	select {
-	case <-d.server.Done():
+	case <-s.server().Done():
 		return true
 	default:
 		return false
 	}
 }
 
+// crash sends a signal to the server and waits until it is gone: SIGQUIT is an immediate shutdown.
+func (s *databaseServer) crash(sig syscall.Signal) error {
+	running := s.server()
+	pid, err := s.pid()
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, sig); err != nil {
+		return err
+	}
+	<-running.Done()
+	return nil
+}
+
+func (s *databaseServer) pid() (pid int, err error) {
+	text, err := os.ReadFile(filepath.Join(s.server().DataDir(), "postmaster.pid"))
+	if err != nil {
+		return 0, err
+	}
+	if _, err := fmt.Sscan(string(text), &pid); err != nil {
+		return 0, fmt.Errorf("read postmaster.pid: %w", err)
+	}
+	return pid, nil
+}
+
 // ensure starts the server unless it runs, and waits until it has recovered.
-func (d *database) ensure(ctx context.Context) error {
-	if d.gone() {
-		return d.start(ctx)
+func (s *databaseServer) ensure(ctx context.Context) error {
+	if s.gone() {
+		return s.start(ctx)
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		conn, err := pgx.Connect(ctx, d.url("postgres"))
+		conn, err := pgx.Connect(ctx, s.url("postgres"))
 		if err == nil {
 			return conn.Close(ctx)
 		}
-		if d.gone() { // it gave up on the way
-			return d.start(ctx)
+		if s.gone() { // it gave up on the way
+			return s.start(ctx)
 		}
 		select {
 		case <-tick.C:
@@ -124,98 +118,130 @@ func (d *database) ensure(ctx context.Context) error {
 	}
 }
 
-func (d *database) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
-	defer cancel()
-	err := d.server.Stop(ctx)
-	if d.disk != nil {
-		err = errors.Join(err, d.disk.remove())
+func (s *databaseServer) execute(ctx context.Context, statements ...string) error {
+	conn, err := pgx.Connect(ctx, s.url("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	for _, sql := range statements {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("%s: %w", sql, err)
+		}
+	}
+	return nil
+}
+
+// time is what the server's clock shows.
+func (s *databaseServer) time(ctx context.Context) (shown time.Time, err error) {
+	conn, err := pgx.Connect(ctx, s.url("postgres"))
+	if err != nil {
+		return shown, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	err = conn.QueryRow(ctx, "select clock_timestamp()").Scan(&shown)
+	return shown, err
+}
+
+func (s *databaseServer) stop(ctx context.Context) (err error) {
+	if running := s.server(); running != nil {
+		err = running.Stop(ctx)
+	}
+	if s.disk != nil {
+		err = errors.Join(err, s.disk.remove())
+		s.disk = nil
 	}
 	return err
 }
 
-// smallDisk is a file system in memory that can be filled up.
-type smallDisk struct {
-	path, ballast string
+// giveSmallDisk moves the WAL of a server that doesn't run to a disk of its own.
+func (s *databaseServer) giveSmallDisk(data string) (err error) {
+	s.disk, err = moveToSmallDisk(filepath.Join(data, "pg_wal"), filepath.Join(s.dir, "wal"))
+	return err
 }
 
-// diskMB has room for the WAL, which max_wal_size bounds but for some segments.
-const diskMB = 512
+// database is where the data is: a primary, and its standby if failovers are to come.
+type database struct {
+	dir      string
+	smallWAL bool
+	clock    *clock // nil: the machine's
 
-// smallDiskRefused says why there can be no small disk here, "" if there can be.
-func smallDiskRefused(dir string) string {
-	if os.Getuid() != 0 {
-		return "only root can mount a file system"
-	}
-	probe := filepath.Join(dir, "probe")
-	if err := os.Mkdir(probe, 0o700); err != nil {
-		return err.Error()
-	}
-	defer func() { _ = os.Remove(probe) }()
-	disk, err := mountSmallDisk(probe)
-	if err != nil {
-		return err.Error()
-	}
-	if err := disk.remove(); err != nil {
-		return err.Error()
-	}
-	return ""
+	mu               sync.Mutex // of the two
+	primary, standby *databaseServer
+	servers          int // made so far
+	standbys         standbys
 }
 
-func mountSmallDisk(path string) (*smallDisk, error) {
-	output, err := exec.Command("mount", "-t", "tmpfs", "-o", "size="+strconv.Itoa(diskMB)+"m", "kapsel-chaos", path).CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("mount a file system: %w: %s", err, output)
-	}
-	return &smallDisk{path: path, ballast: filepath.Join(path, "ballast")}, nil
-}
-
-// moveToSmallDisk moves a directory of a stopped server to a disk of its own and leaves a link.
-func moveToSmallDisk(from, to string) (*smallDisk, error) {
-	if err := os.Mkdir(to, 0o711); err != nil {
-		return nil, err
-	}
-	disk, err := mountSmallDisk(to)
+func startDatabase(ctx context.Context, dir string, smallWAL bool, clock *clock) (*database, error) {
+	d := &database{dir: dir, smallWAL: smallWAL, clock: clock}
+	first, err := d.place()
 	if err != nil {
 		return nil, err
 	}
-	moved := filepath.Join(to, filepath.Base(from))
-	// cp and not a rename: it is another file system, and owners and modes are to stay.
-	output, err := exec.Command("cp", "-a", from, moved).CombinedOutput()
-	if err == nil {
-		err = errors.Join(os.Chmod(to, 0o711), os.RemoveAll(from), os.Symlink(moved, from))
+	if err := first.start(ctx); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("move %s: %w: %s", from, err, output), disk.remove())
+	d.primary = first
+	if !smallWAL {
+		return d, nil
 	}
-	return disk, nil
+	if err := first.server().Stop(ctx); err != nil {
+		return nil, err
+	}
+	if err := first.giveSmallDisk(first.server().DataDir()); err != nil {
+		return nil, err
+	}
+	if err := first.start(ctx); err != nil {
+		return nil, errors.Join(err, first.disk.remove())
+	}
+	return d, nil
 }
 
-// fill leaves no byte.
-func (s *smallDisk) fill() error {
-	file, err := os.Create(s.ballast)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = file.Close() }()
-	chunk := make([]byte, 1<<20)
-	for {
-		_, err := file.Write(chunk)
-		if errors.Is(err, syscall.ENOSPC) {
-			return nil
-		}
-		if err != nil {
-			return err
+// place makes the directory of one more server.
+func (d *database) place() (*databaseServer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.servers++
+	s := &databaseServer{dir: filepath.Join(d.dir, strconv.Itoa(d.servers)), clock: d.clock}
+	for _, dir := range []string{d.dir, s.dir} { // Postgres's user passes through both
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, err
 		}
 	}
+	return s, nil
 }
 
-func (s *smallDisk) free() error { return os.Remove(s.ballast) }
+// now is the server that takes writes, or did until it was broken.
+func (d *database) now() *databaseServer {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.primary
+}
 
-// remove unmounts the file system; the server has ended.
-func (s *smallDisk) remove() error {
-	if output, err := exec.Command("umount", s.path).CombinedOutput(); err != nil {
-		return fmt.Errorf("unmount %s: %w: %s", s.path, err, output)
+func (d *database) url(name string) string { return d.now().url(name) }
+
+// ensure starts what doesn't run. Without its standby the primary would commit nothing.
+func (d *database) ensure(ctx context.Context) error {
+	err := d.now().ensure(ctx)
+	d.mu.Lock()
+	standby := d.standby
+	d.mu.Unlock()
+	if standby != nil {
+		err = errors.Join(err, standby.ensure(ctx))
 	}
-	return nil
+	return err
+}
+
+func (d *database) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	d.standbys.end()
+	defer d.clock.clean()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.primary.stop(ctx)
+	if d.standby != nil {
+		err = errors.Join(err, d.standby.stop(ctx))
+	}
+	return err
 }

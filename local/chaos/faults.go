@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,18 +18,23 @@ import (
 func (m *machine) inject(ctx context.Context, f Fault) (mend func(context.Context) error, err error) {
 	switch f.Kind {
 	case "kill", "kill-all":
+		if f.Target == postgresName {
+			return m.database.ensure, m.database.now().crash(syscall.SIGKILL)
+		}
 		return m.kill(members(f.Target))
 	case "pause":
 		return m.pause(m.processes[f.Target])
 	case "postgres":
 		return m.crashPostgres(ctx, f.Target)
+	case "failover":
+		return m.failOver(ctx)
 	case "sessions":
 		return m.terminateSessions(ctx, f.For)
 	case "lock":
 		return m.lock(ctx, f.Target)
 	case "away":
 		if f.Target == temporalName { // it is away until it serves again
-			return withoutContext(m.processes[temporalName].run), m.processes[temporalName].kill()
+			return m.temporalServes, m.processes[temporalName].kill()
 		}
 		return m.crashPostgres(ctx, "immediate")
 	case "cut":
@@ -43,6 +49,10 @@ func (m *machine) inject(ctx context.Context, f Fault) (mend func(context.Contex
 		return withoutContext(m.receivers.misbehave(f.Target)), nil
 	case "rollout":
 		return nothing, m.rollOut(members(f.Target))
+	case "deploy":
+		return m.deploy()
+	case "clock":
+		return m.jumpClock(ctx, f.Target)
 	case "signer":
 		return m.hideSigner(f.Target)
 	case "disk-full":
@@ -85,17 +95,34 @@ func (m *machine) kill(names []string) (func(context.Context) error, error) {
 	}, errors.Join(errs...)
 }
 
+// temporalServes starts Temporal and waits until it answers, however often it has to be started.
+func (m *machine) temporalServes(ctx context.Context) error {
+	if _, err := m.processes[temporalName].start(); err != nil {
+		return err
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := net.Dial("tcp", m.network.proxies["worker-1:temporal"].Upstream)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for Temporal: %w", err)
+		}
+	}
+}
+
 func (m *machine) pause(p *process) (func(context.Context) error, error) {
 	resume := func(context.Context) error { return p.signal(syscall.SIGCONT) }
 	return resume, p.signal(syscall.SIGSTOP)
 }
 
 func (m *machine) crashPostgres(ctx context.Context, how string) (func(context.Context) error, error) {
-	switch how {
-	case "immediate":
-		return m.database.ensure, m.database.crash(syscall.SIGQUIT)
-	case "postmaster":
-		return m.database.ensure, m.database.crash(syscall.SIGKILL)
+	if how == "immediate" {
+		return m.database.ensure, m.database.now().crash(syscall.SIGQUIT)
 	}
 	return m.database.ensure, m.once(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		var pid int
@@ -201,10 +228,11 @@ func (m *machine) hideSigner(what string) (func(context.Context) error, error) {
 
 // fillDisk fills the disk of the WAL and has Postgres write on.
 func (m *machine) fillDisk(ctx context.Context) (func(context.Context) error, error) {
+	disk := m.database.now().disk
 	mend := func(ctx context.Context) error {
-		return errors.Join(m.database.disk.free(), m.database.ensure(ctx))
+		return errors.Join(disk.free(), m.database.ensure(ctx))
 	}
-	if err := m.database.disk.fill(); err != nil {
+	if err := disk.fill(); err != nil {
 		return mend, err
 	}
 	// Segments that are there already are written first; this uses them up.

@@ -59,6 +59,8 @@ func (l *load) prepare(ctx context.Context) error {
 		{Name: "auto", Lane: &auto, Destinations: []client.NewDestination{
 			{URL: r.url(pathHealthy), Schedule: waits(500, 1000, 2000, 4000, 8000, 8000, 8000, 8000), Circuit: &never},
 			{URL: r.unsteadyURL, Schedule: waits(500, 1000, 2000, 4000, 4000), TimeoutMs: ptr(2000), Circuit: &client.CircuitSettings{OpenMs: ptr(int64(3000)), RampPerSecond: ptr(20)}},
+			// Its second attempt is always waited for by a workflow.
+			{URL: r.url(pathFlaky), Schedule: waits(4000, 500, 1000, 2000, 4000, 8000, 8000, 8000), Circuit: &never},
 		}},
 		{Name: "batch", Lane: &batch, Destinations: []client.NewDestination{
 			{URL: r.url(pathHealthy), Schedule: waits(500, 1000, 2000, 4000, 8000, 8000, 8000, 8000), Circuit: &never},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +31,8 @@ type machine struct {
 	environ   []string
 	urls      []string // of the apis
 	made      made
+	// What the faults that are to come need: a standby, a small disk for the WAL, two more releases, a clock for Postgres.
+	failovers, smallWAL, deploys, jumps bool
 	// broken is told of what must not happen, while it happens.
 	broken func(promise, format string, args ...any)
 }
@@ -74,7 +77,17 @@ func (m *machine) say(format string, args ...any) {
 
 func (m *machine) build(ctx context.Context) error {
 	m.binary = filepath.Join(m.config.Dir, "kapsel")
-	output, err := exec.CommandContext(ctx, "go", "build", "-o", m.binary, "github.com/kapsel-io/kapsel/cmd/kapsel").CombinedOutput()
+	if m.deploys {
+		if err := m.buildReleases(ctx); err != nil {
+			return err
+		}
+	}
+	return build(ctx, m.binary)
+}
+
+func build(ctx context.Context, binary string, flags ...string) error {
+	args := slices.Concat([]string{"build", "-o", binary}, flags, []string{"github.com/kapsel-io/kapsel/cmd/kapsel"})
+	output, err := exec.CommandContext(ctx, "go", args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, output)
 	}
@@ -82,8 +95,14 @@ func (m *machine) build(ctx context.Context) error {
 }
 
 func (m *machine) startPostgres(ctx context.Context) error {
+	var clock *clock
 	var err error
-	if m.database, err = startDatabase(ctx, filepath.Join(m.config.Dir, "postgres"), m.config.needs("disk-full")); err != nil {
+	if m.jumps {
+		if clock, err = newClock(m.config.Dir); err != nil {
+			return err
+		}
+	}
+	if m.database, err = startDatabase(ctx, filepath.Join(m.config.Dir, "postgres"), m.smallWAL, clock); err != nil {
 		return err
 	}
 	conn, err := pgx.Connect(ctx, m.database.url("postgres"))
@@ -91,8 +110,13 @@ func (m *machine) startPostgres(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	_, err = conn.Exec(ctx, "create database kapsel")
-	return err
+	if _, err = conn.Exec(ctx, "create database kapsel"); err != nil {
+		return err
+	}
+	if m.failovers {
+		m.database.makeStandby()
+	}
+	return nil
 }
 
 func (m *machine) startTemporal(context.Context) error {
@@ -101,8 +125,12 @@ func (m *machine) startTemporal(context.Context) error {
 		return err
 	}
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	database, err := m.databaseThrough(temporalDatabaseLink)
+	if err != nil {
+		return err
+	}
 	p, err := newProcess(m.config.Dir, temporalName, temporalStarted, append(m.config.Temporal, strconv.Itoa(port)),
-		append(m.config.TemporalEnv, temporalDatabase+"="+m.database.url("kapsel")), m.ended)
+		append(m.config.TemporalEnv, temporalDatabase+"="+database), m.ended)
 	if err != nil {
 		return err
 	}
@@ -115,10 +143,17 @@ func (m *machine) startTemporal(context.Context) error {
 	return p.run()
 }
 
+// databaseThrough makes a proxy to Postgres and returns the URL that leads through it, also after a failover.
+func (m *machine) databaseThrough(link string) (string, error) {
+	address := m.database.now().address()
+	through, err := m.network.link(link, address)
+	return strings.Replace(m.database.url("kapsel"), address, through, 1), err
+}
+
 // prepare takes an operator's first steps with the production binary.
 func (m *machine) prepare(ctx context.Context) error {
 	m.environ = []string{
-		"DATABASE_URL=" + m.database.url("kapsel"), "TEMPORAL_NAMESPACE=" + temporal.Namespace, "ALLOW_NETWORKS=127.0.0.0/8",
+		"TEMPORAL_NAMESPACE=" + temporal.Namespace, "ALLOW_NETWORKS=127.0.0.0/8",
 		"LOG_KEY_DIR=" + m.keyDir(), "LOG_HIGH_WATER_DIR=" + m.highWaterDir(),
 	}
 	if err := m.do(ctx, nil, "migrate", "--json"); err != nil {
@@ -133,7 +168,7 @@ func (m *machine) prepare(ctx context.Context) error {
 // do runs a command of kapsel to its end and reads the JSON that it prints.
 func (m *machine) do(ctx context.Context, into any, args ...string) error {
 	cmd := exec.CommandContext(ctx, m.binary, args...)
-	cmd.Env = append(os.Environ(), m.environ...)
+	cmd.Env = slices.Concat(os.Environ(), m.environ, []string{"DATABASE_URL=" + m.database.url("kapsel")})
 	output, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
@@ -149,14 +184,13 @@ func (m *machine) do(ctx context.Context, into any, args ...string) error {
 }
 
 func (m *machine) startKapsel(context.Context) error {
-	postgres := net.JoinHostPort("127.0.0.1", strconv.Itoa(m.database.port))
-	for _, name := range append(workers, apis...) {
-		through, err := m.network.link(name+":postgres", postgres)
+	for _, name := range slices.Concat(workers, apis) {
+		database, err := m.databaseThrough(name + ":postgres")
 		if err != nil {
 			return err
 		}
 		command, _, _ := strings.Cut(name, "-")
-		env := append(m.environ, "DATABASE_URL="+strings.Replace(m.database.url("kapsel"), postgres, through, 1))
+		env := append(slices.Clone(m.environ), "DATABASE_URL="+database)
 		if command == "worker" {
 			env = append(env, "TEMPORAL_ADDRESS="+m.network.proxies[name+":temporal"].Listen)
 		} else {
@@ -181,9 +215,13 @@ func (m *machine) startKapsel(context.Context) error {
 }
 
 // ended is called when a process ends although nobody asked it to. Nothing that Kapsel depends on may do that to it; to go on
-// with the run it is started again, as a supervisor would.
+// with the run it is started again, as a supervisor would. Temporal may end if Postgres is away while it starts: it isn't what is tested.
 func (m *machine) ended(p *process, err error) {
-	m.broken(promiseStays, "%s ended: %v; see %s", p.name, err, p.output.Name())
+	if p.name == temporalName {
+		m.say("%s ended: %v; it is started again", p.name, err)
+	} else {
+		m.broken(promiseStays, "%s ended: %v; see %s", p.name, err, p.output.Name())
+	}
 	<-time.After(time.Second)
 	if _, err := p.start(); err != nil {
 		m.broken(promiseStays, "%s could not be started again: %v", p.name, err)

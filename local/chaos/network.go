@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
@@ -14,6 +15,8 @@ import (
 type network struct {
 	server  *toxiproxy.ApiServer // never listens: it is only what proxies belong to
 	proxies map[string]*toxiproxy.Proxy
+
+	mu sync.Mutex // of whether a proxy listens, and where it leads
 }
 
 func newNetwork() *network {
@@ -54,16 +57,33 @@ func (n *network) named(target string) []*toxiproxy.Proxy {
 // cut closes all connections and refuses new ones.
 func (n *network) cut(target string) func() error {
 	proxies := n.named(target)
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	for _, proxy := range proxies {
 		proxy.Stop()
 	}
 	return func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		var errs []error
 		for _, proxy := range proxies {
 			errs = append(errs, proxy.Start())
 		}
 		return errors.Join(errs...)
 	}
+}
+
+// lead has every proxy that leads to one address lead to another; its connections end. One that is cut stays so.
+func (n *network) lead(from, to string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var errs []error
+	for _, proxy := range n.proxies {
+		if proxy.Upstream == from {
+			errs = append(errs, proxy.Update(&toxiproxy.Proxy{Listen: proxy.Listen, Upstream: to, Enabled: proxy.Enabled}))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // poison puts a toxic on both directions.

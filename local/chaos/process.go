@@ -48,7 +48,9 @@ func newProcess(dir, name, started string, argv, env []string, ended func(*proce
 // start runs the program; serving is closed once it has said that it serves.
 func (p *process) start() (serving <-chan struct{}, err error) {
 	says := &announcement{want: []byte(p.started), out: p.output, heard: make(chan struct{})}
+	p.mu.Lock()
 	cmd := exec.Command(p.argv[0], p.argv[1:]...)
+	p.mu.Unlock()
 	cmd.Env, cmd.Stdout, cmd.Stderr = p.env, says, says
 	cmd.SysProcAttr = processAttributes()
 	done := make(chan struct{})
@@ -72,6 +74,17 @@ func (p *process) start() (serving <-chan struct{}, err error) {
 	p.cmd = cmd
 	p.mu.Unlock()
 	return says.heard, nil
+}
+
+// runs has the process run another program from its next start on. It says whether it was that already.
+func (p *process) runs(program string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.argv[0] == program {
+		return true
+	}
+	p.argv = append([]string{program}, p.argv[1:]...)
+	return false
 }
 
 func (p *process) reap(cmd *exec.Cmd, done chan struct{}) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -29,8 +30,10 @@ type Report struct {
 	Deliveries    map[string]int `json:"deliveries"` // by state
 	Attempts      int            `json:"attempts"`
 	Leaves        int            `json:"leaves"`
-	Heads         int            `json:"heads"` // sizes that were shown and compared
-	HeadChecks    int            `json:"head_checks"`
+	// ChangedWorkflows took the branch that only the changed release begins.
+	ChangedWorkflows int `json:"changed_workflows"`
+	Heads            int `json:"heads"` // sizes that were shown and compared
+	HeadChecks       int `json:"head_checks"`
 	// LongestWithoutHead is how long the log showed no new head while webhooks were sent.
 	LongestWithoutHead float64 `json:"longest_without_head"`
 	// Duplicates are requests that receivers saw again under the same attempt, LostStarts what the leaves count of them and
@@ -48,8 +51,10 @@ type FaultReport struct {
 	Seconds float64 `json:"seconds"`
 	Kind    string  `json:"kind"`
 	Target  string  `json:"target"`
+	// With are the faults that overlapped with it; its times then count from the end of the last of them.
+	With []string `json:"with,omitempty"`
 	// Next is how long it took until a webhook sent afterwards had arrived, CaughtUp until all that had been accepted before had. A
-	// killed process is counted from the kill, everything else from the end of the fault.
+	// killed process (also the primary that is failed over from) is counted from the kill, everything else from the end of the fault.
 	Next     float64 `json:"next"`
 	CaughtUp float64 `json:"caught_up"`
 	// FailedTwice are the webhooks that neither api took meanwhile, one asked right after the other.
@@ -76,31 +81,57 @@ func (r *Report) Err() error {
 }
 
 func (r *Report) addFaults(start time.Time, faults []happened, l *ledger) {
-	for _, h := range faults {
+	for i, h := range faults {
+		f := FaultReport{
+			At: seconds(h.began.Sub(start)), Seconds: seconds(h.mended.Sub(h.began)), Kind: h.Kind, Target: h.Target,
+			FailedTwice: l.failedTwiceIn(h.began, h.mended),
+		}
 		from := h.mended
-		if h.Kind == "kill" || h.Kind == "kill-all" {
+		if h.Kind == "kill" || h.Kind == "kill-all" || h.Kind == "failover" {
 			from = h.began
 		}
+		for j, other := range faults { // two at once are over when both are
+			if i != j && h.began.Before(other.mended) && other.began.Before(h.mended) {
+				f.With = append(f.With, other.String())
+				from = later(h.mended, later(from, other.mended))
+			}
+		}
 		next, caughtUp := l.recovery(from)
-		r.Faults = append(r.Faults, FaultReport{
-			At: seconds(h.began.Sub(start)), Seconds: seconds(h.mended.Sub(h.began)), Kind: h.Kind, Target: h.Target,
-			Next: seconds(next), CaughtUp: seconds(caughtUp), FailedTwice: l.failedTwiceIn(h.began, h.mended),
-		})
+		f.Next, f.CaughtUp = seconds(next), seconds(caughtUp)
+		r.Faults = append(r.Faults, f)
 	}
 	for _, f := range r.Faults {
-		i := slices.IndexFunc(r.Kinds, func(k KindReport) bool { return k.Kind == f.Kind && k.Target == f.Target })
+		kind, target := f.Kind, f.Target
+		if len(f.With) > 0 {
+			both := append([]string{f.Kind + " " + f.Target}, f.With...)
+			slices.Sort(both)
+			kind, target = togetherName, strings.Join(both, " + ")
+		}
+		i := slices.IndexFunc(r.Kinds, func(k KindReport) bool { return k.Kind == kind && k.Target == target })
 		if i < 0 {
 			i = len(r.Kinds)
-			r.Kinds = append(r.Kinds, KindReport{Kind: f.Kind, Target: f.Target})
+			r.Kinds = append(r.Kinds, KindReport{Kind: kind, Target: target})
 		}
 		k := &r.Kinds[i]
-		k.Times++
-		k.FailedTwice += f.FailedTwice
 		k.Next, k.CaughtUp = longest(k.Next, f.Next), longest(k.CaughtUp, f.CaughtUp)
+		k.Times, k.FailedTwice = k.Times+1, k.FailedTwice+f.FailedTwice
+		if kind == togetherName { // each of them is here
+			k.Times, k.FailedTwice = 1, max(k.FailedTwice-f.FailedTwice, f.FailedTwice)
+		}
 	}
 	slices.SortFunc(r.Kinds, func(a, b KindReport) int {
 		return cmp.Or(cmp.Compare(slices.Index(kindNames(), a.Kind), slices.Index(kindNames(), b.Kind)), cmp.Compare(a.Target, b.Target))
 	})
+}
+
+// togetherName is the row of two faults at once, each of which would spoil the other's figures.
+const togetherName = "together"
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // longest of two times, of which a negative one is never.
@@ -138,9 +169,10 @@ webhooks     %d accepted, %d given up by their source, %d not sent; %d were told
 stored       %d events, deliveries %v, %d attempts, %d leaves
 log          %d heads shown, %d compared by the monitor; %.1f s without a new one at most
 duplicates   %d requests came again; the leaves count %d lost starts
+workflows    %d took the branch of the changed release
 lost         %d
 `, r.Accepted, r.Refused, r.Skipped, r.AnsweredAgain, r.Events, r.Deliveries, r.Attempts, r.Leaves, r.Heads, r.HeadChecks, r.LongestWithoutHead,
-		r.Duplicates, r.LostStarts, r.Lost)
+		r.Duplicates, r.LostStarts, r.ChangedWorkflows, r.Lost)
 	r.printViolations(out)
 }
 

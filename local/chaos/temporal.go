@@ -30,7 +30,7 @@ func ServeTemporal(ctx context.Context, port int, out io.Writer) error {
 	for _, key := range workflows.SearchAttributes() {
 		attributes = append(attributes, key.GetName())
 	}
-	server, err := temporal.Start(ctx, temporal.Config{
+	server, err := startUntilItRuns(ctx, temporal.Config{
 		DatabaseURL: os.Getenv(temporalDatabase), FrontendPort: port, SearchAttributes: attributes, Log: log,
 	})
 	if err != nil {
@@ -41,4 +41,20 @@ func ServeTemporal(ctx context.Context, port int, out io.Writer) error {
 	stopping, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return server.Stop(stopping)
+}
+
+// startUntilItRuns tries again, as a supervisor would: Postgres may be broken at the same time.
+func startUntilItRuns(ctx context.Context, config temporal.Config) (*temporal.Server, error) {
+	for {
+		server, err := temporal.Start(ctx, config)
+		if err == nil || ctx.Err() != nil {
+			return server, err
+		}
+		config.Log.Warn("Temporal doesn't start; trying again", zap.Error(err))
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }

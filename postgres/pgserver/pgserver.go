@@ -40,6 +40,8 @@ type Config struct {
 	// Settings are passed to the server as name=value, over the defaults ({"fsync": "off"} for a test, say). Where it
 	// listens and how it logs can't be changed.
 	Settings map[string]string
+	// Env is added to the server's environment.
+	Env []string
 	// Log gets a line for what happens to the server as a whole. Default: none.
 	Log *zap.Logger
 }
@@ -100,7 +102,7 @@ func startRetrying(ctx context.Context, cfg Config, p place, bin, password strin
 			return nil, err
 		}
 		s := &Server{place: p, port: port, password: password, log: cfg.Log, done: make(chan struct{})}
-		err = s.start(ctx, filepath.Join(bin, "postgres"), arguments(p.data, port, cfg.Settings))
+		err = s.start(ctx, filepath.Join(bin, "postgres"), arguments(p.data, port, cfg.Settings), cfg.Env)
 		if err == nil {
 			cfg.Log.Info("Postgres is ready", zap.Int("port", port), zap.Int("pid", s.pid), zap.String("data", p.data))
 			return s, nil

@@ -60,7 +60,7 @@ func environment() []string {
 }
 
 // start executes the server and waits until it answers. After an error nothing of it is left running.
-func (s *Server) start(ctx context.Context, postgres string, args []string) error {
+func (s *Server) start(ctx context.Context, postgres string, args, env []string) error {
 	logFile, err := s.place.openLog()
 	if err != nil {
 		return err
@@ -70,7 +70,7 @@ func (s *Server) start(ctx context.Context, postgres string, args []string) erro
 		return fmt.Errorf("open server log: %w", err)
 	}
 	cmd := exec.Command(postgres, args...)
-	cmd.Env, cmd.Dir = environment(), "/"
+	cmd.Env, cmd.Dir = append(environment(), env...), "/"
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = processAttributes(s.place.cred)
 	if err := s.spawn(cmd); err != nil {
