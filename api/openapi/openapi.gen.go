@@ -1449,7 +1449,7 @@ type SentRequest struct {
 	// BodyURL Where the body can be read.
 	BodyURL string `json:"body_url"`
 
-	// HeaderNames The headers that the event brought and those that Kapsel sets, by today's rules. Headers that were configured
+	// HeaderNames The headers that the event brought and those that Kapsel sets, by today's rules and settings. Headers that were configured
 	// at the destination, and the proof token, aren't told: that may have changed since. Absent once the payload has been erased.
 	HeaderNames *[]string         `json:"header_names,omitempty"`
 	Method      SentRequestMethod `json:"method"`

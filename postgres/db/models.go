@@ -61,6 +61,8 @@ type AttestationDeadLetter struct {
 	ResolvedAt *time.Time
 	Resolution *string
 	ResolvedBy *string
+	// only its hash is to be kept once it is resolved
+	Erased bool
 }
 
 type AttestationFinding struct {
