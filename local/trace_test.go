@@ -32,6 +32,10 @@ func startTraced(t *testing.T) *traced {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		event := req.Header.Get("Kapsel-Event-Id")
+		if event == "" { // what another test, whose collector had this port, still exports
+			t.Logf("not a webhook: %s %s %v", req.Method, req.URL.Path, req.Header)
+			return
+		}
 		r.parents[event] = append(r.parents[event], req.Header.Get("Traceparent"))
 		r.states = append(r.states, req.Header.Values("Tracestate")...)
 		if n == 1 {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/kapsel-io/kapsel/local/freeport"
 	"github.com/kapsel-io/kapsel/postgres/pgserver"
 )
 
@@ -30,6 +31,13 @@ type databaseServer struct {
 
 // start starts the server, which recovers first if it was killed.
 func (s *databaseServer) start(ctx context.Context) error {
+	if s.port == 0 { // the same at each start
+		port, err := freeport.Find()
+		if err != nil {
+			return err
+		}
+		s.port = port
+	}
 	running, err := pgserver.Start(ctx, pgserver.Config{Dir: s.dir, Port: s.port, Env: s.clock.environment(), Settings: map[string]string{
 		"max_connections": "300",
 		// A small disk holds all of it, and what a standby that was away for a moment has missed.
@@ -41,7 +49,7 @@ func (s *databaseServer) start(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	s.running, s.port = running, running.Port()
+	s.running = running
 	s.mu.Unlock()
 	pid, err := s.pid()
 	s.clock.usedBy(pid)

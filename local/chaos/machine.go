@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/kapsel-io/kapsel/local/freeport"
 	"github.com/kapsel-io/kapsel/local/temporal"
 )
 
@@ -120,7 +121,7 @@ func (m *machine) startPostgres(ctx context.Context) error {
 }
 
 func (m *machine) startTemporal(context.Context) error {
-	port, err := freePort()
+	port, err := freeport.Find()
 	if err != nil {
 		return err
 	}
@@ -194,7 +195,7 @@ func (m *machine) startKapsel(context.Context) error {
 		if command == "worker" {
 			env = append(env, "TEMPORAL_ADDRESS="+m.network.proxies[name+":temporal"].Listen)
 		} else {
-			port, err := freePort()
+			port, err := freeport.Find()
 			if err != nil {
 				return err
 			}
@@ -249,13 +250,4 @@ func (m *machine) stop() error {
 		errs = append(errs, m.database.stop())
 	}
 	return errors.Join(errs...)
-}
-
-// freePort is one that nothing listens on now.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }

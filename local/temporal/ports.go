@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"syscall"
+
+	"github.com/kapsel-io/kapsel/local/freeport"
 )
 
 // ErrPortTaken says that something else listens on a port of [Config].
@@ -16,7 +18,7 @@ type ports struct {
 }
 
 // pickPorts checks the ports that were asked for and finds free ones for the rest. All listeners are open at once, so no
-// port comes twice; between closing them and the server's own listening another process may take one, and the start
+// port comes twice; between closing them and the server's own listening another server may take one, and the start
 // then fails.
 func pickPorts(frontend, ui int) (ports, error) {
 	p := ports{frontend: frontend, ui: ui}
@@ -31,7 +33,7 @@ func pickPorts(frontend, ui int) (ports, error) {
 		{"Temporal's matching service", &p.matching},
 		{"Temporal's worker service", &p.worker},
 	} {
-		l, err := net.Listen("tcp4", address(*port.number))
+		l, err := listen(*port.number)
 		if errors.Is(err, syscall.EADDRINUSE) {
 			return ports{}, fmt.Errorf("%w: %d on %s, wanted for %s; stop what listens there, or choose another port",
 				ErrPortTaken, *port.number, host, port.name)
@@ -43,4 +45,11 @@ func pickPorts(frontend, ui int) (ports, error) {
 		*port.number = l.Addr().(*net.TCPAddr).Port
 	}
 	return p, nil
+}
+
+func listen(port int) (net.Listener, error) {
+	if port == 0 {
+		return freeport.Listen()
+	}
+	return net.Listen("tcp4", address(port))
 }
