@@ -105,7 +105,6 @@ func (s *stack) start(ctx context.Context, config stackConfig, out progress) err
 		{"Postgres", s.startPostgres},
 		{"schema", s.migrate},
 		{"Temporal", s.startTemporal},
-		{"traces", s.startTracing},
 		{"api", s.startAPI},
 		{"worker", s.startWorker},
 	} {
@@ -208,7 +207,10 @@ func (s *stack) startTracing(ctx context.Context, config stackConfig) (err error
 	return nil
 }
 
-func (s *stack) startAPI(_ context.Context, config stackConfig) error {
+func (s *stack) startAPI(ctx context.Context, config stackConfig) error {
+	if err := s.startTracing(ctx, config); err != nil {
+		return err
+	}
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(config.APIPort)))
 	if err != nil {
 		return fmt.Errorf("%w; choose another port with --api-port", err)

@@ -19,6 +19,7 @@ var mutable = []string{"delivery_queue", "leaf_queue", "log_heads", "workers", "
 // soakSample is what a soak looks at.
 type soakSample struct {
 	heap   int64 // bytes in use after a collection
+	tasks  int64 // goroutines
 	queue  int64 // rows in delivery_queue and leaf_queue
 	tables int64 // bytes of the mutable tables with their indexes
 }
@@ -48,8 +49,8 @@ func startSoak(ctx context.Context, r *run) *soak {
 					return
 				}
 				s.samples = append(s.samples, sample)
-				_, _ = fmt.Fprintf(r.Progress, "soak %3d min  accepted %d  delivered %d  heap %d MiB  queues %d rows  mutable tables %d KiB\n",
-					len(s.samples), r.ledger.accepted.Load(), r.ledger.delivered.Load(), sample.heap>>20, sample.queue, sample.tables>>10)
+				_, _ = fmt.Fprintf(r.Progress, "soak %3d min  accepted %d  delivered %d  heap %d MiB  goroutines %d  queues %d rows  mutable tables %d KiB\n",
+					len(s.samples), r.ledger.accepted.Load(), r.ledger.delivered.Load(), sample.heap>>20, sample.tasks, sample.queue, sample.tables>>10)
 			}
 		}
 	})
@@ -57,7 +58,7 @@ func startSoak(ctx context.Context, r *run) *soak {
 }
 
 func (r *run) soakSample(ctx context.Context) (soakSample, error) {
-	var sample soakSample
+	sample := soakSample{tasks: int64(runtime.NumGoroutine())}
 	runtime.GC()
 	var memory runtime.MemStats
 	runtime.ReadMemStats(&memory)
@@ -95,6 +96,7 @@ func (s *soak) end() error {
 		slack int64
 	}{
 		{"heap bytes", func(x soakSample) int64 { return x.heap }, 32 << 20},
+		{"goroutines", func(x soakSample) int64 { return x.tasks }, 200},
 		{"queued rows", func(x soakSample) int64 { return x.queue }, 20_000},
 		{"bytes of mutable tables", func(x soakSample) int64 { return x.tables }, 32 << 20},
 	} {
