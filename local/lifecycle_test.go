@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kapsel-io/kapsel/api/client"
+	"github.com/kapsel-io/kapsel/local/freeport"
 	"github.com/kapsel-io/kapsel/local/temporal"
 	"github.com/kapsel-io/kapsel/workflows"
 )
@@ -27,10 +28,9 @@ import (
 // freeAddress is one that nobody listens on now.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freeport.Find()
 	require.NoError(t, err)
-	defer func() { _ = listener.Close() }()
-	return listener.Addr().String()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
 // with is the same production with other variables.

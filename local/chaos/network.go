@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"strings"
 	"sync"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
+
+	"github.com/kapsel-io/kapsel/local/freeport"
 )
 
 // network is the proxies between the parts, by name.
@@ -28,7 +32,11 @@ func newNetwork() *network {
 
 // link starts a proxy and returns its address, which stays the same when it is cut and mended.
 func (n *network) link(name, upstream string) (string, error) {
-	proxy := toxiproxy.NewProxy(n.server, name, "127.0.0.1:0", upstream)
+	port, err := freeport.Find() // nobody takes it while the proxy is cut
+	if err != nil {
+		return "", err
+	}
+	proxy := toxiproxy.NewProxy(n.server, name, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), upstream)
 	if err := proxy.Start(); err != nil {
 		return "", fmt.Errorf("start proxy %s: %w", name, err)
 	}
