@@ -73,6 +73,7 @@ this machine at which Kapsel reaches it.`,
 	flags.BoolVar(&f.noFloor, "no-floor", false, "don't measure the bare program")
 	flags.BoolVar(&f.Soak, "soak", false, "print a line a minute; fail if memory, goroutines, queues or tables grow")
 	flags.StringVar(&f.CPUProfile, "cpuprofile", "", "write a CPU profile of the load to this file")
+	flags.StringVar(&f.HeapProfile, "memprofile", "", "write a profile of the memory at the end of the load to this file")
 	flags.BoolVar(&f.asJSON, "json", false, "print one JSON object as the last line; everything else goes to standard error")
 	flags.StringVar(&f.url, "url", "", "measure the Kapsel that runs at this URL")
 	flags.StringVar(&f.APIKey, "api-key", "", "with --url: an API key of a tenant to measure with")

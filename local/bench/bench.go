@@ -45,6 +45,7 @@ type Config struct {
 	Floor        bool          // measure the bare program too
 	Soak         bool          // a line a minute; fails if memory, queue or tables grow
 	CPUProfile   string        // file that gets a profile of this process under load
+	HeapProfile  string        // file that gets a profile of what this process holds at the end of the load
 	Progress     io.Writer     // a line every few seconds
 }
 
@@ -223,6 +224,9 @@ func (r *run) measure(ctx context.Context) (Result, error) {
 	}
 	(&load{ledger: r.ledger, urls: r.urls, hanging: r.Hanging, bodies: bodies, backlog: r.backlog()}).run(ctx, r.Config)
 	profiled()
+	if err := heapProfile(r.HeapProfile); err != nil {
+		return Result{}, err
+	}
 	seconds := time.Since(r.ledger.start).Seconds()
 	result := Result{
 		Lane: r.Lane, Seconds: seconds, Accepted: r.ledger.accepted.Load(), Refused: r.ledger.refused.Load(),

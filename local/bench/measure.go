@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -139,4 +140,20 @@ func profile(file string) (stop func(), err error) {
 		pprof.StopCPUProfile()
 		_ = out.Close()
 	}, nil
+}
+
+// heapProfile writes a profile of what is in use, if it is to.
+func heapProfile(path string) error {
+	if path == "" {
+		return nil
+	}
+	out, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("write heap profile: %w", err)
+	}
+	runtime.GC()
+	if err := errors.Join(pprof.WriteHeapProfile(out), out.Close()); err != nil {
+		return fmt.Errorf("write heap profile: %w", err)
+	}
+	return nil
 }
