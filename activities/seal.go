@@ -263,7 +263,7 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	s.traced = nil // of a transaction that wasn't committed
 	var leafHashes [][]byte
 	chosen := map[uuid.UUID][]byte{}
-	read := readLeaves(batch.Leaves, s.origin)
+	read := checkLeaves(batch.Leaves, s.origin)
 	for i, leaf := range batch.Leaves {
 		parsed, reason := read[i].leaf, read[i].reason
 		if reason == "" {
@@ -300,15 +300,15 @@ func (s *sealer) grow(ctx context.Context, batch postgres.Batch) (postgres.Growt
 	return growth, nil
 }
 
-// aLeafRead is a leaf of the queue, and what there is against it.
-type aLeafRead struct {
+// checkedLeaf is a leaf of the queue, and what there is against it.
+type checkedLeaf struct {
 	leaf   *verify.Leaf
 	reason string
 }
 
-// readLeaves reads leaves as readLeaf does, on all cores: that is most of what sealing computes.
-func readLeaves(leaves []postgres.QueuedLeaf, origin string) []aLeafRead {
-	read := make([]aLeafRead, len(leaves))
+// checkLeaves reads leaves as readLeaf does, on all cores: that is most of what sealing computes.
+func checkLeaves(leaves []postgres.QueuedLeaf, origin string) []checkedLeaf {
+	read := make([]checkedLeaf, len(leaves))
 	part := max(len(leaves)/runtime.GOMAXPROCS(0)+1, leavesPerCore)
 	var parts sync.WaitGroup
 	for from := 0; from < len(leaves); from += part {

@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Reconciliation compares the attempts, and the events whose acceptance is attested, with the log, in pages. The attempts of a day stand in one partition, but one may be
-// recorded long after that day, since its ID has the time of its delivery. So each day is looked at again and again, the older the
+// Reconciliation compares the attempts, and the events whose acceptance is attested, with the log, in pages. The attempts of a day
+// stand in one partition, but one may be recorded long after that day, since its ID has the time of its delivery. So each day is looked at again and again, the older the
 // more rarely: when a quarter of its age has passed. Leaves never change and are looked at once.
 
 // nextDaySQL picks the day to look at: the newest that never was as a whole, else the one that waits longest for its turn.

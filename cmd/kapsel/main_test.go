@@ -98,11 +98,11 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	}
 }
 
-// A second signal ends an api at once that would go on for minutes yet.
-func TestASecondSignalEndsAtOnce(t *testing.T) {
-	t.Parallel()
+// stoppingAPI starts an api with these variables, and tells it to stop. What it still writes is the caller's to read.
+func stoppingAPI(t *testing.T, variables ...string) (*exec.Cmd, io.Reader) {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "kapsel", "api")
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+postgrestest.New(t), "LISTEN_ADDR=127.0.0.1:0", "STOP_DELAY=5m")
+	cmd.Env = append(append(os.Environ(), "DATABASE_URL="+postgrestest.New(t), "LISTEN_ADDR=127.0.0.1:0"), variables...)
 	stderr, err := cmd.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
@@ -116,6 +116,13 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	await("api started")
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	await("api stopping")
+	return cmd, stderr
+}
+
+// A second signal ends an api at once that would go on for minutes yet.
+func TestASecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	cmd, stderr := stoppingAPI(t, "STOP_DELAY=5m")
 	ended := make(chan struct{})
 	go func() { // one that comes within the same millisecond as the first is part of it
 		for ticker := time.NewTicker(100 * time.Millisecond); ; {
@@ -143,21 +150,7 @@ func TestMetricsAreServedToTheEnd(t *testing.T) {
 	require.NoError(t, err)
 	address := free.Addr().String()
 	require.NoError(t, free.Close())
-	cmd := exec.CommandContext(t.Context(), "kapsel", "api")
-	cmd.Env = append(os.Environ(), "DATABASE_URL="+postgrestest.New(t), "LISTEN_ADDR=127.0.0.1:0", "METRICS_ADDR="+address, "STOP_DELAY=5s")
-	stderr, err := cmd.StderrPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	lines := bufio.NewScanner(stderr)
-	await := func(line string) {
-		for lines.Scan() && !strings.Contains(lines.Text(), line) {
-			continue
-		}
-		require.NoError(t, lines.Err())
-	}
-	await("api started")
-	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
-	await("api stopping")
+	cmd, stderr := stoppingAPI(t, "METRICS_ADDR="+address, "STOP_DELAY=5s")
 	ticker := time.NewTicker(20 * time.Millisecond) // the listener closed within that time before
 	defer ticker.Stop()
 	for range 10 {

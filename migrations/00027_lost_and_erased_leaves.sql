@@ -1,13 +1,40 @@
--- The bytes of leaves that were set aside are erased too.
--- Locks: ACCESS EXCLUSIVE on attestation_dead_letters for a moment (a new column without a rewrite). No table is read.
+-- A leaf of acceptance that is lost can be found and made again, as one of an attempt can (00023), and the bytes of leaves that were
+-- set aside are erased too.
+-- Locks: ACCESS EXCLUSIVE on attestation_dead_letters and events for a moment each (new columns without a rewrite;
+-- triggers and functions change without looking at a row).
+-- Then SHARE while the index is built, which reads events once: some seconds for each ten million of them, during which no webhook is
+-- accepted. On a large system build it first, by hand: add the columns, then on each partition
+-- `create index concurrently on events_… (id) where leaf_hash is not null`; this then only takes them over.
 
 -- +goose Up
 set local role kapsel_owner;
 
+alter table events
+    add column if not exists leaf_log_id uuid,
+    add column if not exists leaf_parts bytea;
+comment on column events.leaf_log_id is 'the log for which its leaf of acceptance was made; null: there is none, or it is from before this migration';
+comment on column events.leaf_parts is 'nonce and time of that leaf: attestation.Acceptance.Parts; null: likewise, or erased';
 alter table attestation_dead_letters add column erased boolean not null default false;
 comment on column attestation_dead_letters.erased is 'only its hash is to be kept once it is resolved';
+create index events_attested on events (id) where leaf_hash is not null;
 
 -- +goose StatementBegin
+create or replace function guard_event() returns trigger language plpgsql as $$
+begin
+    -- Erasure may take away the duplicate key, which may be a hash of the body, and what the leaf can be made from; nothing may change them.
+    if new.duplicate_key is null then
+        old.duplicate_key := null;
+    end if;
+    if new.leaf_parts is null then
+        old.leaf_parts := null;
+    end if;
+    if new is distinct from old then
+        raise exception 'UPDATE on events refused: its rows are a record and never change' using errcode = 'restrict_violation';
+    end if;
+    return new;
+end
+$$;
+
 -- A dead letter is a record too: it is resolved once, and its secrets and bytes can be erased. Until it is resolved its bytes may be
 -- the only ones from which the log can get the leaf.
 create or replace function guard_dead_letter() returns trigger language plpgsql as $$
