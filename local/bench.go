@@ -115,7 +115,7 @@ func runBench(ctx context.Context, f benchFlags, out, errOut io.Writer) error {
 		return f.measure(ctx, f.databaseURL, out)
 	}
 	var requests atomic.Int64
-	f.stack.countTemporal = func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	f.stack.toTemporal = func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		requests.Add(1)
 		return invoke(ctx, method, req, reply, conn, opts...)
 	}

@@ -37,13 +37,14 @@ func openDir(t *testing.T) string {
 // startTestStack runs a whole stack in this process until the test ends.
 func startTestStack(t *testing.T) *testStack {
 	t.Helper()
-	return startTracedStack(t, "")
+	return startStackWith(t, stackConfig{})
 }
 
-// startTracedStack runs one that tells its traces to a collector.
-func startTracedStack(t *testing.T, collector string) *testStack {
+// startStackWith runs one by config, in a directory of its own.
+func startStackWith(t *testing.T, config stackConfig) *testStack {
 	t.Helper()
-	s, err := startStack(t.Context(), stackConfig{Dir: openDir(t), LogLevel: "info", TraceTo: collector}, io.Discard)
+	config.Dir, config.LogLevel = openDir(t), "info"
+	s, err := startStack(t.Context(), config, io.Discard)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.stop(nil)) })
 	return &testStack{stack: s, site: newSite(t, s.apiURL, s.dbURL, s.state)}

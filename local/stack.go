@@ -44,8 +44,8 @@ type stackConfig struct {
 	TraceTo string
 	// noWorker: nothing is delivered and nothing sealed.
 	noWorker bool
-	// countTemporal, if set, sees every request of the worker to Temporal.
-	countTemporal grpc.UnaryClientInterceptor
+	// toTemporal, if set, makes every request of the worker to Temporal.
+	toTemporal grpc.UnaryClientInterceptor
 }
 
 // stack is everything that runs. What was started is stopped in the opposite order.
@@ -261,8 +261,8 @@ func (s *stack) startWorker(_ context.Context, config stackConfig) error {
 	s.metrics = "http://" + listener.Addr().String() + "/metrics"
 	s.background("metrics", func(ctx context.Context) error { return worker.ServeMetrics(ctx, listener, s.registry, health) })
 	options := client.Options{HostPort: s.temporal, Namespace: temporal.Namespace}
-	if config.countTemporal != nil {
-		options.ConnectionOptions.DialOptions = []grpc.DialOption{grpc.WithChainUnaryInterceptor(config.countTemporal)}
+	if config.toTemporal != nil {
+		options.ConnectionOptions.DialOptions = []grpc.DialOption{grpc.WithChainUnaryInterceptor(config.toTemporal)}
 	}
 	s.background("worker", func(ctx context.Context) error {
 		defer engine.Close()

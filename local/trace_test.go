@@ -49,7 +49,7 @@ func startTraced(t *testing.T) *traced {
 // receiver is told in which span it is asked.
 func TestOneTraceFromIngestToLeaf(t *testing.T) {
 	collector := tracingtest.New(t)
-	s := startTracedStack(t, collector.URL)
+	s := startStackWith(t, stackConfig{TraceTo: collector.URL})
 	const sender = "0af7651916cd43dd8448eb211c80319c"
 	events := map[client.Lane]string{}
 	receiver := startTraced(t)
@@ -153,7 +153,7 @@ func TestDeliveryNeedsNoCollector(t *testing.T) {
 	}))
 	t.Cleanup(hanging.Close)
 	t.Cleanup(func() { close(release) })
-	s := startTracedStack(t, hanging.URL)
+	s := startStackWith(t, stackConfig{TraceTo: hanging.URL})
 	receiver := startReceiver(t, ok)
 	endpoint := s.createEndpoint(t, client.NewDestination{URL: receiver.URL})
 	const webhooks = 100

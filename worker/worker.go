@@ -188,6 +188,12 @@ func (w *Worker) build() {
 	}
 }
 
+// workflowTasks is how many workflow tasks there may be for each claimed delivery. A delivery's place is free again when its
+// first attempt is recorded, while Temporal, if it is slow, still takes its time to complete the task. Had those tasks all
+// slots, a workflow could not be started with its first task any more; that would wait in Temporal's task queue, and as long
+// as each slot that becomes free is taken by a workflow that is started just then, it waits.
+const workflowTasks = 10
+
 func (w *Worker) newDelivery(acts *activities.Activities, onFatal func(error)) worker.Worker {
 	c := w.config
 	delivery := worker.New(w.temporal, workflows.DeliveryTaskQueue, worker.Options{
@@ -195,7 +201,7 @@ func (w *Worker) newDelivery(acts *activities.Activities, onFatal func(error)) w
 		// Every claimed delivery may have a local activity and an ordinary one at the same time.
 		MaxConcurrentLocalActivityExecutionSize: 2 * c.MaxInFlight,
 		MaxConcurrentActivityExecutionSize:      2 * c.MaxInFlight,
-		MaxConcurrentWorkflowTaskExecutionSize:  2 * c.MaxInFlight,
+		MaxConcurrentWorkflowTaskExecutionSize:  workflowTasks * c.MaxInFlight,
 		MaxConcurrentWorkflowTaskPollers:        4,
 		MaxConcurrentActivityTaskPollers:        4,
 		WorkerStopTimeout:                       stopTimeout,

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/api/workflowservice/v1"
+	"google.golang.org/grpc"
+
+	"github.com/kapsel-io/kapsel/api/client"
+)
+
+// Temporal takes its time to complete workflows whose attempts are recorded. That holds up no delivery: once, those tasks had
+// all of the worker's slots, and whatever was claimed then waited for a free one behind all that came later.
+func TestSlowCompletionsHoldUpNoDelivery(t *testing.T) {
+	const webhooks = 600 // more than twice what a worker has in flight
+	slow, release := make(chan struct{}), make(chan struct{})
+	s := startStackWith(t, stackConfig{toTemporal: func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if _, completes := req.(*workflowservice.RespondWorkflowTaskCompletedRequest); completes && isClosed(slow) {
+			<-release // beyond ctx: the SDK would give up after 10 s and have a free slot
+		}
+		return invoke(ctx, method, req, reply, conn, opts...)
+	}})
+	healthy := startReceiver(t, ok)
+	endpoint := s.createLane(t, client.Workflow, client.NewDestination{URL: healthy.URL})
+	s.mustIngest(t, endpoint, "the log begins")
+	s.awaitSealed(t, time.Minute)
+
+	close(slow)
+	s.burst(t, endpoint, webhooks)
+	require.Eventually(t, func() bool { return len(healthy.counts()) == webhooks+1 }, time.Minute, 20*time.Millisecond,
+		"all are sent while none completes")
+	close(release)
+	s.awaitZero(t, 90*time.Second, "select count(*) from deliveries where state = 'pending'")
+	s.awaitSealed(t, time.Minute)
+	healthy.requireTimes(t, webhooks+1, 1)
+	s.checkRecord(t)
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
