@@ -214,7 +214,7 @@ func (r *run) measure(ctx context.Context) (Result, error) {
 	r.ledger.start = time.Now()
 	var soak *soak
 	if r.Soak {
-		soak = startSoak(ctx, r)
+		soak = startSoak(ctx, r, meter, before)
 	}
 	size := r.watchSize(ctx)
 	stop := report(r.Progress, r.ledger, size.grown)
@@ -262,7 +262,7 @@ func (r *run) fill(result *Result, used usage, temporalRequests, grown int64) {
 	result.IngestP99MS, result.E2EP99MS = result.Ingest.P99, result.EndToEnd.P99
 	result.Requests = r.ledger.requests.Load()
 	r.ledger.each(func(e *entry) {
-		if e.event.Load() != nil && e.taken.Load() == 0 && !r.IngestOnly && !e.stuck.Load() {
+		if e.accepted.Load() && e.taken.Load() == 0 && !r.IngestOnly && !e.stuck.Load() {
 			result.Lost++
 		}
 	})

@@ -16,7 +16,7 @@ func TestLedgerCountsEachWebhookOnce(t *testing.T) {
 		all.Go(func() {
 			for range webhooks / 4 {
 				sequence := l.begin()
-				l.answer(sequence, "evt", sequence%10 != 0, sequence%100 == 1)
+				l.answer(sequence, sequence%10 != 0, sequence%100 == 1)
 				l.take(sequence)
 			}
 		})
@@ -62,6 +62,7 @@ func TestASoakFailsOnGrowth(t *testing.T) {
 	}
 	steady := soakSample{heap: 200 << 20, queue: 500, tables: 50 << 20}
 	require.NoError(t, soakOf(func(int64) soakSample { return steady }))
+	require.ErrorContains(t, soakOf(func(i int64) soakSample { return soakSample{cpu: 500_000 + 50_000*i} }), "CPU")
 	require.ErrorContains(t, soakOf(func(i int64) soakSample { return soakSample{heap: (200 + 20*i) << 20} }), "heap")
 	require.ErrorContains(t, soakOf(func(i int64) soakSample { return soakSample{queue: 5000 * i} }), "queued")
 	require.ErrorContains(t, soakOf(func(i int64) soakSample { return soakSample{tables: i << 24} }), "tables")

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 )
 
 // ledger is what is known of every webhook of one run, by its sequence number. Times are nanoseconds since the run's
@@ -28,10 +29,8 @@ const chunkSize = 1 << 14
 type chunk [chunkSize]entry
 
 type entry struct {
-	sent, answered, taken atomic.Int64
-	refused               atomic.Bool
-	stuck                 atomic.Bool // its destination hangs
-	event                 atomic.Pointer[string]
+	sent, answered, taken    atomic.Int64
+	accepted, refused, stuck atomic.Bool // stuck: its destination hangs
 }
 
 func newLedger() *ledger {
@@ -50,6 +49,9 @@ func (l *ledger) entry(sequence int64) *entry {
 	}
 	return &chunks[sequence/chunkSize][sequence%chunkSize]
 }
+
+// bytes is the size of all entries.
+func (l *ledger) bytes() int64 { return int64(len(*l.chunks.Load())) * int64(unsafe.Sizeof(chunk{})) }
 
 // begin gives out the next sequence number, at the moment in which its webhook is sent.
 func (l *ledger) begin() int64 {
@@ -72,7 +74,7 @@ func (l *ledger) grow(sequence int64) {
 }
 
 // answer notes how a webhook was answered, and whether its destination hangs.
-func (l *ledger) answer(sequence int64, event string, ok, stuck bool) {
+func (l *ledger) answer(sequence int64, ok, stuck bool) {
 	e := l.entry(sequence)
 	e.answered.Store(l.now())
 	if !ok {
@@ -80,7 +82,7 @@ func (l *ledger) answer(sequence int64, event string, ok, stuck bool) {
 		l.refused.Add(1)
 		return
 	}
-	e.event.Store(&event)
+	e.accepted.Store(true)
 	l.accepted.Add(1)
 	if stuck {
 		e.stuck.Store(true)

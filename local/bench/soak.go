@@ -18,6 +18,7 @@ var mutable = []string{"delivery_queue", "leaf_queue", "log_heads", "workers", "
 
 // soakSample is what a soak looks at.
 type soakSample struct {
+	cpu    int64 // nanoseconds a webhook since the last sample, of this process and of Postgres
 	heap   int64 // bytes in use after a collection
 	tasks  int64 // goroutines
 	queue  int64 // rows in delivery_queue and leaf_queue
@@ -26,15 +27,18 @@ type soakSample struct {
 
 // soak watches what must not grow.
 type soak struct {
-	samples []soakSample
-	err     error
-	stop    context.CancelFunc
-	ended   sync.WaitGroup
+	samples  []soakSample
+	meter    *meter
+	used     usage // at the last sample
+	accepted int64 // then
+	err      error
+	stop     context.CancelFunc
+	ended    sync.WaitGroup
 }
 
-func startSoak(ctx context.Context, r *run) *soak {
+func startSoak(ctx context.Context, r *run, meter *meter, used usage) *soak {
 	ctx, cancel := context.WithCancel(ctx)
-	s := &soak{stop: cancel}
+	s := &soak{meter: meter, used: used, stop: cancel}
 	s.ended.Go(func() {
 		tick := time.NewTicker(soakEvery)
 		defer tick.Stop()
@@ -43,40 +47,47 @@ func startSoak(ctx context.Context, r *run) *soak {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				sample, err := r.soakSample(ctx)
-				if err != nil {
-					s.err = err
+				if s.err = s.look(ctx, r); s.err != nil {
 					return
 				}
-				s.samples = append(s.samples, sample)
-				_, _ = fmt.Fprintf(r.Progress, "soak %3d min  accepted %d  delivered %d  heap %d MiB  goroutines %d  queues %d rows  mutable tables %d KiB\n",
-					len(s.samples), r.ledger.accepted.Load(), r.ledger.delivered.Load(), sample.heap>>20, sample.tasks, sample.queue, sample.tables>>10)
 			}
 		}
 	})
 	return s
 }
 
-func (r *run) soakSample(ctx context.Context) (soakSample, error) {
-	sample := soakSample{tasks: int64(runtime.NumGoroutine())}
+// look takes a sample and prints it.
+func (s *soak) look(ctx context.Context, r *run) error {
+	used, err := s.meter.read(ctx)
+	if err != nil {
+		return err
+	}
+	accepted := r.ledger.accepted.Load()
+	sample := soakSample{
+		cpu:   int64(used.since(s.used).cpu) / max(accepted-s.accepted, 1),
+		heap:  heapInUse() - r.ledger.bytes(), // what the benchmark itself remembers is not Kapsel's
+		tasks: int64(runtime.NumGoroutine()),
+	}
+	if r.DB != nil {
+		err := r.DB.QueryRow(ctx, `select (select count(*) from delivery_queue) + (select count(*) from leaf_queue),
+			(select sum(pg_total_relation_size(t::regclass)) from unnest($1::text[]) t)::bigint`, mutable).Scan(&sample.queue, &sample.tables)
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", strings.Join(mutable, ", "), err)
+		}
+	}
+	s.used, s.accepted, s.samples = used, accepted, append(s.samples, sample)
+	_, _ = fmt.Fprintf(r.Progress, "soak %3d min  accepted %d  delivered %d  CPU %.2f ms each  heap %d MiB  goroutines %d  queues %d rows  mutable tables %d KiB\n",
+		len(s.samples), accepted, r.ledger.delivered.Load(), float64(sample.cpu)/1e6, sample.heap>>20, sample.tasks, sample.queue, sample.tables>>10)
+	return nil
+}
+
+// heapInUse is the size of what is left after a collection.
+func heapInUse() int64 {
 	runtime.GC()
 	var memory runtime.MemStats
 	runtime.ReadMemStats(&memory)
-	// What the benchmark itself remembers of each webhook is not Kapsel's.
-	sample.heap = int64(memory.HeapAlloc) - int64(len(*r.ledger.chunks.Load()))*chunkSize*ledgerBytes
-	if r.DB == nil {
-		return sample, nil
-	}
-	err := r.DB.QueryRow(ctx, `select (select count(*) from delivery_queue) + (select count(*) from leaf_queue),
-		(select sum(pg_total_relation_size(t::regclass)) from unnest($1::text[]) t)::bigint`, mutable).Scan(&sample.queue, &sample.tables)
-	if err != nil {
-		return sample, fmt.Errorf("look at %s: %w", strings.Join(mutable, ", "), err)
-	}
-	return sample, nil
+	return int64(memory.HeapAlloc)
 }
-
-// ledgerBytes is about what one webhook takes in the ledger: its entry and its event's ID.
-const ledgerBytes = 40 + 48
 
 // end says whether anything grew: the last third of the samples against the second.
 func (s *soak) end() error {
@@ -95,6 +106,7 @@ func (s *soak) end() error {
 		of    func(soakSample) int64
 		slack int64
 	}{
+		{"nanoseconds of CPU a webhook", func(x soakSample) int64 { return x.cpu }, 0},
 		{"heap bytes", func(x soakSample) int64 { return x.heap }, 32 << 20},
 		{"goroutines", func(x soakSample) int64 { return x.tasks }, 200},
 		{"queued rows", func(x soakSample) int64 { return x.queue }, 20_000},

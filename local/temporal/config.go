@@ -112,9 +112,9 @@ func dynamicConfig() dynamicconfig.StaticClient {
 		// wait on one partition for a task that is in another.
 		dynamicconfig.MatchingNumTaskqueueReadPartitions.Key():  1,
 		dynamicconfig.MatchingNumTaskqueueWritePartitions.Key(): 1,
-		// Memory for a laptop, not for a server: 8192 workflows' mutable state, 64 MiB of events.
-		dynamicconfig.HistoryCacheHostLevelMaxSize.Key():     8192,
-		dynamicconfig.EventsHostLevelCacheMaxSizeBytes.Key(): 64 << 20,
+		// Memory for a laptop, not for a server: the mutable state of 2048 workflows, some 12 KiB each. It is kept for an hour
+		// when they have ended, so this is what fills up.
+		dynamicconfig.HistoryCacheHostLevelMaxSize.Key(): 2048,
 		// As many writes of one shard at a time: with one, four shards leave the machine idle for a tenth of the time.
 		dynamicconfig.ShardIOConcurrency.Key(): 8,
 		// Nothing of Kapsel's is stored outside of history, so nobody need look through each event for it.
