@@ -3,12 +3,10 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/maypok86/otter/v2"
 
@@ -61,23 +59,33 @@ const (
 )
 
 // endpointCache remembers endpoints, and also that there is none, for endpointTTL. Concurrent misses of one endpoint
-// share one query.
+// share one read, and those of many endpoints the round trips: with thousands of endpoints nearly every webhook misses.
 type endpointCache struct {
 	pool    *pgxpool.Pool
 	watch   *postgres.Watch
 	cache   *otter.Cache[uuid.UUID, *endpoint] // nil: there is none
+	reads   *postgres.Group[uuid.UUID, endpointRows]
 	filters *otter.Cache[string, *delivery.CompiledFilter]
 }
 
+// newEndpointCache makes an empty one. Close it.
 func newEndpointCache(pool *pgxpool.Pool, watch *postgres.Watch) *endpointCache {
-	return &endpointCache{pool: pool, watch: watch, cache: otter.Must(&otter.Options[uuid.UUID, *endpoint]{
+	c := &endpointCache{pool: pool, watch: watch, cache: otter.Must(&otter.Options[uuid.UUID, *endpoint]{
 		MaximumSize:      cachedEndpoints,
 		ExpiryCalculator: otter.ExpiryWriting[uuid.UUID, *endpoint](endpointTTL),
 	}), filters: otter.Must(&otter.Options[string, *delivery.CompiledFilter]{
 		MaximumSize:      cachedFilters,
 		ExpiryCalculator: otter.ExpiryAccessing[string, *delivery.CompiledFilter](filterTTL),
 	})}
+	c.reads = postgres.NewGroup(postgres.GroupConfig[uuid.UUID, endpointRows]{
+		Commit:  c.read,
+		Size:    func(uuid.UUID) int { return 1 },
+		Timeout: endpointLoadTime,
+	})
+	return c
 }
+
+func (c *endpointCache) close() { c.reads.Close() }
 
 // get returns the endpoint, or nil if there is none.
 func (c *endpointCache) get(ctx context.Context, id uuid.UUID) (*endpoint, error) {
@@ -87,23 +95,56 @@ func (c *endpointCache) get(ctx context.Context, id uuid.UUID) (*endpoint, error
 // forget makes the next request read the endpoint again. Other processes find out when their memory ends.
 func (c *endpointCache) forget(id uuid.UUID) { c.cache.Invalidate(id) }
 
-// load runs on behalf of all who wait for this endpoint, so it doesn't end with the one who came first; it does if Postgres goes away.
-func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, error) {
-	there, leave := c.watch.While(context.WithoutCancel(ctx))
+// endpointRows is what Postgres has of one endpoint.
+type endpointRows struct {
+	endpoint     *db.EndpointsForIngestRow // nil: there is none
+	destinations []db.DestinationsForIngestRow
+}
+
+// read reads several endpoints; it ends if Postgres goes away.
+func (c *endpointCache) read(ctx context.Context, ids []uuid.UUID) ([]endpointRows, error) {
+	ctx, leave := c.watch.While(ctx)
 	defer leave()
-	ctx, cancel := context.WithTimeout(there, endpointLoadTime)
-	defer cancel()
-	row, err := db.New(c.pool).EndpointForIngest(ctx, id)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil //nolint:nilnil // that there is none is remembered like any other answer
-	}
+	endpoints, err := db.New(c.pool).EndpointsForIngest(ctx, ids)
 	if err != nil {
-		return nil, fmt.Errorf("read endpoint: %w", err)
+		return nil, fmt.Errorf("read endpoints: %w", err)
 	}
-	destinations, err := db.New(c.pool).DestinationsForIngest(ctx, id)
+	destinations, err := db.New(c.pool).DestinationsForIngest(ctx, ids)
 	if err != nil {
 		return nil, fmt.Errorf("read destinations: %w", err)
 	}
+	found := make(map[uuid.UUID]*endpointRows, len(ids))
+	for i := range endpoints {
+		found[endpoints[i].ID] = &endpointRows{endpoint: &endpoints[i]}
+	}
+	for _, d := range destinations {
+		if of := found[d.EndpointID]; of != nil { // else it was deleted before its destinations were, or made after
+			of.destinations = append(of.destinations, d)
+		}
+	}
+	rows := make([]endpointRows, len(ids))
+	for i, id := range ids {
+		if of := found[id]; of != nil {
+			rows[i] = *of
+		}
+	}
+	return rows, nil
+}
+
+// load runs on behalf of all who wait for this endpoint, so it doesn't end with the one who came first.
+func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endpointLoadTime)
+	defer cancel()
+	rows, err := c.reads.Do(ctx, id)
+	if err != nil || rows.endpoint == nil { // that there is none is remembered like any other answer
+		return nil, err
+	}
+	return c.newEndpoint(rows)
+}
+
+// newEndpoint reads what is stored.
+func (c *endpointCache) newEndpoint(rows endpointRows) (*endpoint, error) {
+	row := rows.endpoint
 	e := &endpoint{id: row.ID, tenant: row.TenantID, log: row.LogID, origin: row.Origin, recordSkipped: row.RecordSkipped, operational: row.Operational,
 		attestAcceptance: row.AttestAcceptance}
 	for i, secret := range row.Secrets {
@@ -113,21 +154,21 @@ func (c *endpointCache) load(ctx context.Context, id uuid.UUID) (*endpoint, erro
 		}
 		e.secrets = append(e.secrets, held)
 	}
-	for _, d := range destinations {
+	for _, d := range rows.destinations {
 		e.recipients = append(e.recipients, c.newRecipient(d))
 	}
 	if err := json.Unmarshal(row.EventType, &e.eventType); err != nil {
-		return nil, fmt.Errorf("read event type policy of endpoint %s: %w", id, err)
+		return nil, fmt.Errorf("read event type policy of endpoint %s: %w", row.ID, err)
 	}
 	if err := json.Unmarshal(row.Verification, &e.source); err != nil {
-		return nil, fmt.Errorf("read verification of endpoint %s: %w", id, err)
+		return nil, fmt.Errorf("read verification of endpoint %s: %w", row.ID, err)
 	}
 	if err := json.Unmarshal(row.Duplicates, &e.duplicates); err != nil {
-		return nil, fmt.Errorf("read duplicate policy of endpoint %s: %w", id, err)
+		return nil, fmt.Errorf("read duplicate policy of endpoint %s: %w", row.ID, err)
 	}
 	if row.Ordering != nil {
 		if err := json.Unmarshal(row.Ordering, &e.ordering); err != nil {
-			return nil, fmt.Errorf("read ordering of endpoint %s: %w", id, err)
+			return nil, fmt.Errorf("read ordering of endpoint %s: %w", row.ID, err)
 		}
 	}
 	return e, nil

@@ -233,6 +233,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // Close commits what was taken in and ends the server; requests that come later are answered 503. Pools stay open.
 func (s *Server) Close() {
 	s.group.Close()
+	s.endpoints.close()
 	s.health.close()
 }
 

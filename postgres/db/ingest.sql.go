@@ -13,18 +13,20 @@ import (
 )
 
 const destinationsForIngest = `-- name: DestinationsForIngest :many
-select d.id, d.url, d.secret_path, d.filter from destinations d where d.endpoint_id = $1 and d.deleted_at is null order by d.id
+select d.endpoint_id, d.id, d.url, d.secret_path, d.filter from destinations d
+where d.endpoint_id = any($1::uuid[]) and d.deleted_at is null order by d.id
 `
 
 type DestinationsForIngestRow struct {
+	EndpointID uuid.UUID
 	ID         uuid.UUID
 	Url        string
 	SecretPath bool
 	Filter     json.RawMessage
 }
 
-func (q *Queries) DestinationsForIngest(ctx context.Context, endpointID uuid.UUID) ([]DestinationsForIngestRow, error) {
-	rows, err := q.db.Query(ctx, destinationsForIngest, endpointID)
+func (q *Queries) DestinationsForIngest(ctx context.Context, ids []uuid.UUID) ([]DestinationsForIngestRow, error) {
+	rows, err := q.db.Query(ctx, destinationsForIngest, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -33,6 +35,7 @@ func (q *Queries) DestinationsForIngest(ctx context.Context, endpointID uuid.UUI
 	for rows.Next() {
 		var i DestinationsForIngestRow
 		if err := rows.Scan(
+			&i.EndpointID,
 			&i.ID,
 			&i.Url,
 			&i.SecretPath,
@@ -48,7 +51,7 @@ func (q *Queries) DestinationsForIngest(ctx context.Context, endpointID uuid.UUI
 	return items, nil
 }
 
-const endpointForIngest = `-- name: EndpointForIngest :one
+const endpointsForIngest = `-- name: EndpointsForIngest :many
 
 select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.ordering, e.event_type, e.record_skipped,
     e.operational, e.attest_acceptance,
@@ -59,10 +62,10 @@ select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.or
 from endpoints e
 join tenants t on t.id = e.tenant_id
 join logs l on l.id = t.log_id
-where e.id = $1 and e.deleted_at is null and t.deleted_at is null
+where e.id = any($1::uuid[]) and e.deleted_at is null and t.deleted_at is null
 `
 
-type EndpointForIngestRow struct {
+type EndpointsForIngestRow struct {
 	ID               uuid.UUID
 	TenantID         uuid.UUID
 	LogID            uuid.UUID
@@ -80,23 +83,36 @@ type EndpointForIngestRow struct {
 
 // Read by role kapsel_engine on the way in.
 // The secrets that are valid, oldest first, and when each expires: in Unix milliseconds, 0 for never.
-func (q *Queries) EndpointForIngest(ctx context.Context, id uuid.UUID) (EndpointForIngestRow, error) {
-	row := q.db.QueryRow(ctx, endpointForIngest, id)
-	var i EndpointForIngestRow
-	err := row.Scan(
-		&i.ID,
-		&i.TenantID,
-		&i.LogID,
-		&i.Origin,
-		&i.Verification,
-		&i.Duplicates,
-		&i.Ordering,
-		&i.EventType,
-		&i.RecordSkipped,
-		&i.Operational,
-		&i.AttestAcceptance,
-		&i.Secrets,
-		&i.SecretExpiries,
-	)
-	return i, err
+func (q *Queries) EndpointsForIngest(ctx context.Context, ids []uuid.UUID) ([]EndpointsForIngestRow, error) {
+	rows, err := q.db.Query(ctx, endpointsForIngest, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []EndpointsForIngestRow{}
+	for rows.Next() {
+		var i EndpointsForIngestRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TenantID,
+			&i.LogID,
+			&i.Origin,
+			&i.Verification,
+			&i.Duplicates,
+			&i.Ordering,
+			&i.EventType,
+			&i.RecordSkipped,
+			&i.Operational,
+			&i.AttestAcceptance,
+			&i.Secrets,
+			&i.SecretExpiries,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }

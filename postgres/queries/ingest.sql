@@ -1,6 +1,6 @@
 -- Read by role kapsel_engine on the way in.
 
--- name: EndpointForIngest :one
+-- name: EndpointsForIngest :many
 -- The secrets that are valid, oldest first, and when each expires: in Unix milliseconds, 0 for never.
 select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.ordering, e.event_type, e.record_skipped,
     e.operational, e.attest_acceptance,
@@ -11,7 +11,8 @@ select e.id, e.tenant_id, t.log_id, l.origin, e.verification, e.duplicates, e.or
 from endpoints e
 join tenants t on t.id = e.tenant_id
 join logs l on l.id = t.log_id
-where e.id = $1 and e.deleted_at is null and t.deleted_at is null;
+where e.id = any(sqlc.arg(ids)::uuid[]) and e.deleted_at is null and t.deleted_at is null;
 
 -- name: DestinationsForIngest :many
-select d.id, d.url, d.secret_path, d.filter from destinations d where d.endpoint_id = $1 and d.deleted_at is null order by d.id;
+select d.endpoint_id, d.id, d.url, d.secret_path, d.filter from destinations d
+where d.endpoint_id = any(sqlc.arg(ids)::uuid[]) and d.deleted_at is null order by d.id;
