@@ -50,23 +50,35 @@ func TestEndpointsAreReadTogether(t *testing.T) {
 	cache := newEndpointCache(pool, postgres.NewWatch(nil, pool))
 	t.Cleanup(cache.close)
 
-	locked, err := b.owner.Begin(t.Context()) // so that the first reads take long
+	locked, err := b.owner.Begin(t.Context()) // so that reads take long
 	require.NoError(t, err)
+	t.Cleanup(func() { _ = locked.Rollback(context.Background()) })
 	_, err = locked.Exec(t.Context(), "lock table endpoints")
 	require.NoError(t, err)
 	var callers sync.WaitGroup
-	found, failed := make([]*endpoint, tenants), make([]error, tenants)
-	for i, tenant := range made {
-		callers.Go(func() { found[i], failed[i] = cache.get(t.Context(), tenant.endpoint) })
+	var asking atomic.Int64
+	get := func(endpoint uuid.UUID, found **endpoint, failed *error) {
+		callers.Go(func() {
+			asking.Add(1)
+			*found, *failed = cache.get(t.Context(), endpoint)
+		})
 	}
-	var none, gone *endpoint
+	found, failed := make([]*endpoint, tenants), make([]error, tenants)
+	for i := range 2 { // as many reads as there may be at once
+		get(made[i].endpoint, &found[i], &failed[i])
+		require.Eventually(t, func() bool {
+			return b.count(t, "select count(*) from pg_locks where not granted and relation = 'endpoints'::regclass") == i+1
+		}, time.Minute, time.Millisecond)
+	}
+	for i := 2; i < tenants; i++ {
+		get(made[i].endpoint, &found[i], &failed[i])
+	}
+	var none, gone, unread *endpoint
 	var noneErr, goneErr, brokenErr error
-	callers.Go(func() { none, noneErr = cache.get(t.Context(), id.New()) })
-	callers.Go(func() { gone, goneErr = cache.get(t.Context(), deleted.endpoint) })
-	callers.Go(func() { _, brokenErr = cache.get(t.Context(), broken.endpoint) })
-	require.Eventually(t, func() bool {
-		return b.count(t, "select count(*) from pg_locks where not granted and database = (select oid from pg_database where datname = current_database())") == 2
-	}, 10*time.Second, time.Millisecond)
+	get(id.New(), &none, &noneErr)
+	get(deleted.endpoint, &gone, &goneErr)
+	get(broken.endpoint, &unread, &brokenErr)
+	require.Eventually(t, func() bool { return asking.Load() == tenants+3 }, time.Minute, time.Millisecond)
 	require.NoError(t, locked.Rollback(t.Context()))
 	callers.Wait()
 
