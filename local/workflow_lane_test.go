@@ -15,7 +15,7 @@ import (
 // Temporal takes its time to complete workflows whose attempts are recorded. That holds up no delivery: once, those tasks had
 // all of the worker's slots, and whatever was claimed then waited for a free one behind all that came later.
 func TestSlowCompletionsHoldUpNoDelivery(t *testing.T) {
-	const webhooks = 600 // more than twice what a worker has in flight
+	const webhooks = 450 // more than twice what a worker has in flight
 	slow, release := make(chan struct{}), make(chan struct{})
 	s := startStackWith(t, stackConfig{toTemporal: func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		if _, completes := req.(*workflowservice.RespondWorkflowTaskCompletedRequest); completes && isClosed(slow) {
@@ -35,8 +35,8 @@ func TestSlowCompletionsHoldUpNoDelivery(t *testing.T) {
 	close(release)
 	s.awaitZero(t, 90*time.Second, "select count(*) from deliveries where state = 'pending'")
 	s.awaitSealed(t, time.Minute)
-	healthy.requireTimes(t, webhooks+1, 1)
 	s.checkRecord(t)
+	s.requireExplained(t, healthy)
 }
 
 func isClosed(c <-chan struct{}) bool {
