@@ -25,7 +25,7 @@ import (
 )
 
 // openDir is a directory that Postgres's user can pass through, unlike t.TempDir for root.
-func openDir(t *testing.T) string {
+func openDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "kapsel-local-*") //nolint:usetesting // see above
 	require.NoError(t, err)
