@@ -71,7 +71,7 @@ this machine at which Kapsel reaches it.`,
 	flags.Int64Var(&f.Stored, "stored", 0, "fill the database up to so many events before the load")
 	flags.BoolVar(&f.IngestOnly, "ingest-only", false, "deliver nothing: measure only how fast webhooks are accepted")
 	flags.BoolVar(&f.noFloor, "no-floor", false, "don't measure the bare program")
-	flags.BoolVar(&f.Soak, "soak", false, "print a line a minute; fail if memory, goroutines, queues or tables grow")
+	flags.BoolVar(&f.Soak, "soak", false, "print a line a minute; fail if CPU, memory, goroutines, queues or tables grow")
 	flags.StringVar(&f.CPUProfile, "cpuprofile", "", "write a CPU profile of the load to this file")
 	flags.StringVar(&f.HeapProfile, "memprofile", "", "write a profile of the memory at the end of the load to this file")
 	flags.BoolVar(&f.asJSON, "json", false, "print one JSON object as the last line; everything else goes to standard error")

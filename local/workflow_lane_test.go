@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,34 +18,28 @@ import (
 // all of the worker's slots, and whatever was claimed then waited for a free one behind all that came later.
 func TestSlowCompletionsHoldUpNoDelivery(t *testing.T) {
 	const webhooks = 450 // more than twice what a worker has in flight
-	slow, release := make(chan struct{}), make(chan struct{})
+	var slow atomic.Bool
+	held := make(chan struct{})
+	release := sync.OnceFunc(func() { close(held) })
 	s := startStackWith(t, stackConfig{toTemporal: func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		if _, completes := req.(*workflowservice.RespondWorkflowTaskCompletedRequest); completes && isClosed(slow) {
-			<-release // beyond ctx: the SDK would give up after 10 s and have a free slot
+		if _, completes := req.(*workflowservice.RespondWorkflowTaskCompletedRequest); completes && slow.Load() {
+			<-held // beyond ctx: the SDK would give up after 10 s and have a free slot
 		}
 		return invoke(ctx, method, req, reply, conn, opts...)
 	}})
+	defer release()
 	healthy := startReceiver(t, ok)
 	endpoint := s.createLane(t, client.Workflow, client.NewDestination{URL: healthy.URL})
 	s.mustIngest(t, endpoint, "the log begins")
 	s.awaitSealed(t, time.Minute)
 
-	close(slow)
+	slow.Store(true)
 	s.burst(t, endpoint, webhooks)
 	require.Eventually(t, func() bool { return len(healthy.counts()) == webhooks+1 }, time.Minute, 20*time.Millisecond,
 		"all are sent while none completes")
-	close(release)
+	release()
 	s.awaitZero(t, 90*time.Second, "select count(*) from deliveries where state = 'pending'")
 	s.awaitSealed(t, time.Minute)
 	s.checkRecord(t)
 	s.requireExplained(t, healthy)
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }

@@ -43,7 +43,7 @@ type Config struct {
 	Stored       int64         // events that are in the database before, as if delivered earlier today; needs DB
 	IngestOnly   bool          // nothing delivers: measure only how fast webhooks are accepted, of the floor too
 	Floor        bool          // measure the bare program too
-	Soak         bool          // a line a minute; fails if memory, queue or tables grow
+	Soak         bool          // a line a minute; fails if CPU, memory, goroutines, queues or tables grow
 	CPUProfile   string        // file that gets a profile of this process under load
 	HeapProfile  string        // file that gets a profile of what this process holds at the end of the load
 	Progress     io.Writer     // a line every few seconds
